@@ -1,0 +1,124 @@
+// The guest channel's messages: what snow-agent (in the guest) and snowd say to each other over a
+// virtio-serial port, and libsnow and the agent over a unix socket. docs/channel.md has the byte
+// tables. Shared by the host's end (guestlink/) and by the guest's programs, which build alone:
+// nothing from base/ is used here.
+//
+// On the port each message is one frame: COBS-encoded (no zero byte in it), ended by a zero byte,
+// so that a receiver finds the next frame after any cut. Inside:
+//
+//     u8 version (1) | u8 type | u32 stream (LE) | payload | u32 CRC-32C of all before it (LE)
+//
+// A frame that does not decode, has the wrong CRC or an unknown type is dropped and counted; an
+// unknown version is reported to the sender by `refused`. On the unix socket the same bytes go as
+// u32 length (LE) + frame, without COBS.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace snow::channel {
+
+inline constexpr uint8_t kVersion = 1;
+inline constexpr size_t kMaxPayload = 48 * 1024;          // bytes in one message
+inline constexpr size_t kMaxFieldBytes = 32 * 1024;       // of one field
+inline constexpr size_t kMaxResultBytes = 16u << 20;      // payload of snow_exit
+inline constexpr uint32_t kWindowBytes = 256 * 1024;      // a stream's first credit, each way
+inline constexpr const char* kPortName = "org.thundersnow.agent.0";
+inline constexpr const char* kAgentSocket = "/run/snow/agent.sock";
+
+enum class Type : uint8_t {
+  // guest -> host
+  hello = 1,      // fields: version, agent, boot_id, features. First after start, and after `ask`
+  prepared = 2,   // answers prepare: user processes stand still, nothing more is sent until resume.
+                  // fields: held ("1" if the freezer did it; "0": it could not, and why)
+  ready = 3,      // answers resume. fields: reseeded, clock, identity, hooks ("ok", "none" or what
+                  // failed), seconds as "…_us" for each step
+  call = 4,       // a program asks the host; fields: call + arguments (below). stream: the call's
+  // host -> guest
+  ask = 16,       // send hello again
+  prepare = 17,   // a freeze comes: stop the user's processes and the channel
+  resume = 18,    // after the thaw (or when the freeze was given up). fields: see below
+  answer = 19,    // to call, on its stream; fields: code ("ok" or an error's name), message, results
+  // both: byte streams. The opener chooses the number: host even, guest odd.
+  open = 32,      // host -> guest: fields: kind = exec | read | write, and its arguments
+  data = 33,      // payload: u8 fd (0, 1, 2) + bytes; counts against the receiver's credit
+  eof = 34,       // payload: u8 fd: no more data in it
+  credit = 35,    // payload: u32 LE: so many more bytes may be sent on this stream (per direction)
+  closed = 36,    // the stream is over. fields: code ("ok" or error name), message; exec: exit
+  signal = 37,    // host -> guest: fields: signal (number)
+  resize = 38,    // host -> guest: fields: rows, columns
+  refused = 63,   // fields: reason (a version or size that is not understood)
+};
+
+// prepare: fields: reason. The agent answers within its own 2 s at most.
+//
+// resume: fields
+//   changed     "0": the freeze was given up, this is the same machine: only go on
+//   id, name, ticket, index (0: parent), count, parent, generation, image
+//   uuid, hostname (empty: leave it), machine_id ("new" | "keep"), mac (empty: none)
+//   entropy     64 random bytes, wall_ns: the host's wall clock
+//   param.KEY   one for each --param; env.KEY for --env
+//
+// call: fields "call" =
+//   ticket      n, minimum, hierarchical            -> ticket, granted
+//   clone       ticket                              -> index (answered in every clone by its resume)
+//   checkpoint                                      -> checkpoint (the caller goes on; index if a
+//                                                      clone made from it later)
+//   create      checkpoint, ticket                  -> count
+//   exit        status, result stream follows       -> no answer: the clone ends
+//               (payload: data fd 1 on the call's stream, then eof; at most kMaxResultBytes)
+//   join        ticket, timeout_ms (-1: for ever)   -> count, and per clone i: i.index, i.how
+//               ("exited" | "killed" | "crashed" | "lost" | "running"), i.status, i.size; then the
+//               payloads as data fd 1 on this stream, in index order, then eof
+//   kill        ticket                              -> count
+//   info                                            -> id, name, index, parent, generation, ticket
+struct Message {
+  Type type{};
+  uint32_t stream = 0;
+  std::string payload;
+};
+
+// Keys and values: u8 key length | key | u32 value length (LE) | value, repeated. Sorted by key.
+using Fields = std::map<std::string, std::string, std::less<>>;
+std::string encode_fields(const Fields& fields);
+std::optional<Fields> decode_fields(std::string_view payload);  // nullopt: malformed or over a limit
+std::string_view field(const Fields& fields, std::string_view key);  // "" if missing
+std::optional<int64_t> number_field(const Fields& fields, std::string_view key);
+
+std::string encode_message(const Message& message);                      // version .. CRC
+std::optional<Message> decode_message(std::string_view bytes);
+bool known_type(uint8_t type);
+
+std::string encode_frame(const Message& message);   // COBS + zero byte, for the port
+
+// Takes bytes as they come from the port and gives whole messages. Holds at most one frame.
+class FrameReader {
+ public:
+  // Appends messages to `messages`; malformed frames are dropped and counted.
+  void feed(std::string_view bytes, std::vector<Message>& messages);
+  void reset() { frame_.clear(); overlong_ = false; }
+  [[nodiscard]] uint64_t dropped() const { return dropped_; }
+
+ private:
+  std::string frame_;
+  bool overlong_ = false;
+  uint64_t dropped_ = 0;
+};
+
+// The same for the unix socket: u32 length + bytes. False: the peer broke the protocol.
+std::string encode_local(const Message& message);
+class LocalReader {
+ public:
+  [[nodiscard]] bool feed(std::string_view bytes, std::vector<Message>& messages);
+
+ private:
+  std::string buffer_;
+};
+
+}  // namespace snow::channel

@@ -1,0 +1,119 @@
+// The host's end of the guest channel of one VM: prepares the guest for a freeze, tells it who it is
+// after the thaw, runs commands in it, and hands on what its programs ask for.
+//
+// Everything that comes from the guest is hostile input: bounded, checked, and able to do no more
+// than this VM's own calls. Thread-safe. Callbacks run on the link's own reading thread and must not
+// block: long work is handed on.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "guest/channel/message.h"
+
+namespace snow {
+
+// Who a thawed guest is; becomes the fields of `resume`.
+struct Identity {
+  bool changed = true;        // false: a freeze was given up, the same machine goes on
+  std::string id;             // VM id
+  std::string name;
+  std::string ticket;
+  unsigned index = 0;         // 0: the parent
+  unsigned count = 0;         // clones of this fork
+  std::string parent;         // VM id
+  unsigned generation = 0;
+  std::string image;
+  std::string uuid;
+  std::string hostname;       // empty: unchanged
+  bool new_machine_id = false;
+  std::string mac;
+  std::map<std::string, std::string> parameters;   // --param
+  std::map<std::string, std::string> environment;  // --env
+};
+
+// What the agent did after a thaw; "ok", "none", or what failed. Times in microseconds.
+struct ReadyReport {
+  channel::Fields fields;
+};
+
+// A byte stream to a program or file in the guest. Thread-safe. Destroying it closes the stream and
+// (exec) kills the program.
+class GuestStream {
+ public:
+  virtual ~GuestStream() = default;
+  // Blocks while the guest has given no credit. fd 0.
+  virtual Result<void> write(std::string_view bytes) = 0;
+  virtual Result<void> write_eof() = 0;
+  struct Chunk {
+    int fd = 1;          // 1 or 2
+    std::string bytes;   // empty with `end` false never comes
+    bool end = false;    // the stream is over: see outcome()
+  };
+  // The next bytes, at most `timeout_ms` (-1: for ever) later; nullopt: none in time.
+  virtual std::optional<Chunk> read(int timeout_ms) = 0;
+  // After the end: the exit code (exec; 128 + n for signal n), 0 (read, write), or the error.
+  virtual Result<int> outcome() = 0;
+  virtual void send_signal(int number) = 0;
+  virtual void resize(unsigned rows, unsigned columns) = 0;
+};
+
+struct ExecRequest {
+  std::vector<std::string> argv;
+  std::map<std::string, std::string> environment;
+  std::string directory;      // empty: /
+  std::string user;           // empty: root
+  bool terminal = false;
+  unsigned rows = 24, columns = 80;
+};
+
+// A program's call from the guest. Exactly one answer() or drop().
+class GuestCall {
+ public:
+  virtual ~GuestCall() = default;
+  [[nodiscard]] virtual const channel::Fields& fields() const = 0;
+  [[nodiscard]] virtual const std::string& payload() const = 0;  // of exit; whole
+  // `results` + code "ok"; `payload` follows in data messages, then eof.
+  virtual void answer(channel::Fields results, const std::string& payload = {}) = 0;
+  virtual void refuse(const Error& error) = 0;
+};
+
+class GuestLink {
+ public:
+  struct Callbacks {
+    std::function<void()> on_hello;                                 // the agent is there
+    std::function<void(std::shared_ptr<GuestCall>)> on_call;        // whole, with its payload
+    std::function<void()> on_closed;                                // QEMU closed the socket
+  };
+  // Connects to QEMU's chardev socket (it listens) and asks for a hello.
+  static Result<std::unique_ptr<GuestLink>> connect(const std::string& path, Callbacks callbacks);
+  virtual ~GuestLink() = default;
+
+  [[nodiscard]] virtual bool has_agent() const = 0;          // a hello came
+  virtual Result<void> wait_for_agent(int timeout_ms) = 0;   // Code::no_agent after that
+
+  // The agent stops user processes and the channel; nothing is sent either way from its answer until
+  // resume(). Result: its fields. Code::no_agent: no answer in time.
+  virtual Result<channel::Fields> prepare(int timeout_ms) = 0;
+  virtual Result<ReadyReport> resume(const Identity& identity, int timeout_ms) = 0;
+
+  // After a thaw the guest's state goes on in a new process with a new socket: moves the open
+  // streams and calls of `old` (same machine: clone 0) to this link. `old` is dead afterwards.
+  // Called between prepare() on `old` and resume() on this.
+  virtual void take_over(GuestLink& old) = 0;
+
+  virtual Result<std::unique_ptr<GuestStream>> exec(const ExecRequest& request) = 0;
+  virtual Result<std::unique_ptr<GuestStream>> read_file(const std::string& path) = 0;
+  virtual Result<std::unique_ptr<GuestStream>> write_file(const std::string& path,
+                                                          unsigned mode) = 0;
+
+  [[nodiscard]] virtual uint64_t dropped_frames() const = 0;
+};
+
+}  // namespace snow
