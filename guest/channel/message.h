@@ -71,27 +71,27 @@ enum class Type : uint8_t {
 //               it as fd 1 with a terminal). closed has exit (128 + n for signal n; 126, 127 as in
 //               a shell)
 //   read        path. The file as data fd 1, then closed
-//   write       path, mode (octal text). The file as data fd 0, then eof; closed when it is in
-//   place
+//   write       path, mode (octal text). The file as data fd 0, then eof; closed when in place
 //
 // Credit counts the bytes of data payloads after the fd byte; each direction of a stream (a call's
 // too) begins with kWindowBytes. `closed` from the host kills an exec's process group and removes a
-// half-written file; it has no answer. Messages for a stream that is not there are ignored.
+// half-written file; it has no answer. `closed` from the guest on a call's stream: the program that
+// called is gone. Messages for a stream that is not there are ignored.
 //
 // call: fields "call" =
-//   ticket      n, minimum, hierarchical            -> ticket, granted
-//   clone       ticket                              -> index (answered in every clone by its
-//   resume) checkpoint                                      -> checkpoint (the caller goes on;
-//   index if a
-//                                                      clone made from it later)
-//   create      checkpoint, ticket                  -> count
-//   exit        status, result stream follows       -> no answer: the clone ends
+//   ticket      n, minimum, hierarchical     -> ticket, granted
+//   clone       ticket                       -> index (in parent and clones by `resume`: the agent
+//                                               answers the call whose ticket it names)
+//   checkpoint                               -> checkpoint (the caller goes on; in a clone made
+//                                               from it later: index)
+//   create      checkpoint, ticket           -> count
+//   exit        status, result stream follows  -> no answer: the clone ends
 //               (payload: data fd 1 on the call's stream, then eof; at most kMaxResultBytes)
-//   join        ticket, timeout_ms (-1: for ever)   -> count, and per clone i: i.index, i.how
+//   join        ticket, timeout_ms (-1: for ever)  -> count, and per clone i: i.index, i.how
 //               ("exited" | "killed" | "crashed" | "lost" | "running"), i.status, i.size; then the
 //               payloads as data fd 1 on this stream, in index order, then eof
-//   kill        ticket                              -> count
-//   info                                            -> id, name, index, parent, generation, ticket
+//   kill        ticket                       -> count
+//   info                                     -> id, name, index, parent, generation, ticket
 struct Message {
   Type type{};
   uint32_t stream = 0;
