@@ -70,7 +70,7 @@ class Admission {
   };
   [[nodiscard]] Usage usage() const;
   [[nodiscard]] const AdmissionLimits& limits() const;
-  // {"memory": {"used", "limit"}, "vms": ..., "vcpus": ..., "fork_limit"}
+  // {"limits": {"memory", "vms", "vcpus", "fork"}, "used": {"memory", "vms", "vcpus"}}
   [[nodiscard]] nlohmann::json to_json() const;
 
  private:

@@ -54,7 +54,6 @@ class ConsoleHub {
  private:
   ConsoleHub() = default;
   void loop();
-  void serve(Console& console, uint32_t events);
   std::shared_ptr<Console> find(const std::string& vm);
 
   Fd epoll_;

@@ -24,10 +24,10 @@ class EventLog {
   uint64_t add(std::string_view type, std::string_view vm);
   uint64_t add(std::string_view type, std::string_view vm, const nlohmann::json& extra);
 
-  // The events after number `after` (0: only those that come from now on), oldest first, as an
-  // array; waits for the first one at most `timeout_ms` (below 0: for ever). Where the ring has
-  // lost events of this daemon that were asked for, the array begins with {"type": "lost",
-  // "count"}.
+  // The events after number `after` (0, or a number not reached yet: only those that come from now
+  // on), oldest first, as an array; waits for the first one at most `timeout_ms` (below 0: for
+  // ever). Where the ring has lost events of this daemon that were asked for, the array begins with
+  // {"type": "lost", "count"}.
   nlohmann::json wait(uint64_t after, int timeout_ms);
 
   // The daemon ends: every wait() returns at once, now and later.

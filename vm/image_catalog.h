@@ -33,11 +33,11 @@ struct StoredImage {
   std::string disk_path, kernel_path, initrd_path;  // empty where there is none
 };
 
-// {"name", "size", "bytes", "disk", "kernel", "initrd" (bools), "append", "memory", "cpus",
+// {"name", "disk_size", "stored", "disk", "kernel", "initrd" (bools), "append", "memory", "cpus",
 // "created"}: what the API shows.
 nlohmann::json to_json(const StoredImage& image);
 
-// [a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}: names of images, VMs and snapshots. `kind` is for the message.
+// [a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}: names of images, VMs and snapshots. `kind` is for the message.
 Result<void> check_name(std::string_view kind, std::string_view name);
 
 class ImageCatalog {
@@ -46,7 +46,8 @@ class ImageCatalog {
 
   // Takes seconds for a large disk. Code::exists: the name is taken; Code::invalid: not an image,
   // or one that depends on other files or is encrypted; Code::corrupt: truncated or damaged;
-  // Code::not_found: no such file; Code::no_room: the disk is full. Nothing is left of a failure.
+  // Code::not_found: no such file; Code::host_failed: the disk is full, for one. Nothing is left of
+  // a failure.
   Result<StoredImage> import(const ImportRequest& request);
 
   // By name; a damaged one is left out and logged.

@@ -25,7 +25,7 @@ class OverlayMaker {
   Result<void> prepare(uint64_t virtual_size);
 
   // The overlay at `path` (must not exist; Code::exists), mode 0600, owned by uid:gid. Nothing is
-  // left of a failure. Code::no_room: the file system is full.
+  // left of a failure. Code::host_failed: the file system is full, for one.
   Result<void> make(uint64_t virtual_size, const std::string& path, uid_t uid, gid_t gid);
 
  private:
