@@ -5,7 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
@@ -19,10 +19,19 @@ struct PrivatePages {
   [[nodiscard]] uint64_t bytes() const;
 };
 
-// `inode`: the mapped lazyfs file's. The process should be stopped (its guest, that is): pages that
+// `inode`: the mapped lazyfs file's. `device`: its file system's st_dev; 0: any (inode numbers of
+// two file systems may be the same). The process should be stopped (its guest, that is): pages that
 // become private during the scan may be missed. Uses PAGEMAP_SCAN (Linux 6.7) where the kernel has
-// it, the plain file otherwise; swapped pages count as private.
+// it, the plain file otherwise; swapped pages count as private. Code::not_found when the process is
+// gone or does not map the file, Code::wrong_state when it maps it shared or not as one piece.
+// Thread-safe; about 10 ms for 600,000 scattered pages of 2.5 GiB.
 Result<PrivatePages> find_private_pages(pid_t pid, uint64_t inode, uint64_t size_bytes,
-                                        bool use_pagemap_scan = true);
+                                        bool use_pagemap_scan = true, dev_t device = 0);
+
+// The mapping alone, from the text of /proc/PID/maps: the address of the image's byte 0. It may
+// consist of several areas (madvise and mprotect split it); together they must show every byte of
+// the file at the same distance.
+Result<uint64_t> find_mapping(std::string_view maps, uint64_t inode, uint64_t size_bytes,
+                              dev_t device = 0);
 
 }  // namespace snow
