@@ -23,24 +23,24 @@
 namespace snow {
 
 struct FileStatistics {
-  uint64_t reads = 0;          // FUSE reads answered
-  uint64_t bytes = 0;          // bytes in those answers
-  uint64_t zero_bytes = 0;     // of those, bytes answered while unbound
-  uint64_t stored_bytes = 0;   // put into the page cache unasked
-  uint64_t resident_bytes = 0; // in the kernel's page cache now (mincore)
-  uint64_t waiting = 0;        // reads not answered yet
-  uint64_t latency_p50_ns = 0; // of the last 1024 reads
+  uint64_t reads = 0;           // FUSE reads answered
+  uint64_t bytes = 0;           // bytes in those answers
+  uint64_t zero_bytes = 0;      // of those, bytes answered while unbound
+  uint64_t stored_bytes = 0;    // put into the page cache unasked
+  uint64_t resident_bytes = 0;  // in the kernel's page cache now (mincore)
+  uint64_t waiting = 0;         // reads not answered yet
+  uint64_t latency_p50_ns = 0;  // of the last 1024 reads
   uint64_t latency_p99_ns = 0;
 };
 
 class LazyFs {
  public:
   struct Options {
-    std::string mount_point;     // a folder; made if missing
-    int fuse_fd = -1;            // /dev/fuse of an earlier daemon's mount (not owned: the keeper's);
-                                 // -1: a new mount is made
-    int table_fd = -1;           // memfd with the table of unanswered requests; required
-    bool use_resend = true;      // FUSE_NOTIFY_RESEND where the kernel has it; else the table
+    std::string mount_point;  // a folder; made if missing
+    int fuse_fd = -1;         // /dev/fuse of an earlier daemon's mount (not owned: the keeper's);
+                              // -1: a new mount is made
+    int table_fd = -1;        // memfd with the table of unanswered requests; required
+    bool use_resend = true;   // FUSE_NOTIFY_RESEND where the kernel has it; else the table
     size_t threads = 4;
   };
   // Mounts (or takes over fuse_fd) but answers nothing before start(). A mount that is there
