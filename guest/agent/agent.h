@@ -1,0 +1,57 @@
+// snow-agent: the guest's end of Thundersnow. One thread, one poll loop. It answers the host on the
+// virtio port (docs/channel.md), runs programs for it, relays local programs' calls, and takes the
+// machine through a freeze:
+//
+//   prepare: freeze user processes, send what is queued, answer `prepared`, then touch nothing but
+//            the port until `resume` (or until kResumeTimeoutMs are over: the host died)
+//   resume:  become who the host says (identity.h), answer the calls that waited for the clone,
+//            thaw the processes, send `ready`
+//
+// Nothing of the user's runs between the two.
+#pragma once
+
+#include <string>
+
+#include "guest/agent/calls.h"
+#include "guest/agent/freezer.h"
+#include "guest/agent/identity.h"
+#include "guest/agent/port.h"
+#include "guest/agent/streams.h"
+
+namespace snow::guest {
+
+inline constexpr int kFreezeTimeoutMs = 100;  // until processes stand still
+inline constexpr int kFlushTimeoutMs = 1500;  // until the host took what was queued
+inline constexpr int kResumeTimeoutMs = 30'000;
+
+struct AgentOptions {
+  std::string port;         // as Port::open
+  std::string cgroup_root;  // as Freezer
+  std::string socket = channel::kAgentSocket;
+  IdentityPaths paths;
+};
+
+class Agent {
+ public:
+  explicit Agent(const AgentOptions& options);
+  int run();  // until SIGTERM, or the end of a test's port
+
+ private:
+  void handle(const channel::Message& message);
+  void say_hello();
+  void prepare();
+  void resume(const channel::Fields& fields);
+  void handle_signals();
+
+  AgentOptions options_;
+  Fd signals_;
+  Freezer freezer_;
+  Port port_;
+  Streams streams_;
+  Calls calls_;
+  bool frozen_ = false;
+  int64_t frozen_at_us_ = 0;
+  bool stop_ = false;
+};
+
+}  // namespace snow::guest

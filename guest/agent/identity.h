@@ -1,0 +1,37 @@
+// What a guest becomes after a thaw, before any of the user's processes runs: fresh random numbers,
+// the right time, a hostname, machine-id and MAC of its own, the params file, hooks. Every step
+// says "ok", "none" (nothing was asked for) or what failed; a failed step does not stop the next.
+//
+// The code runs cold under TCG: few system calls, no helper programs but the hooks.
+// Single-threaded.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "guest/channel/message.h"
+
+namespace snow::guest {
+
+using Environment = std::map<std::string, std::string>;
+
+struct IdentityPaths {
+  std::string run = "/run/snow";  // params, env, machine-id if /etc is read-only
+  std::string hooks = "/etc/snow/fork.d";
+};
+
+// `resume`: changed = 1. Result: reseeded, clock, identity, hooks, entropy_us, clock_us,
+// identity_us, hooks_us, and clock_stepped_ns if the clock was stepped.
+channel::Fields become(const channel::Fields& resume, const IdentityPaths& paths);
+
+// --env of this machine, for programs that the agent starts.
+Environment environment_of(const channel::Fields& resume);
+
+// The lines of the params file; values quoted so that a shell can source it.
+std::string params_text(const channel::Fields& resume);
+
+// "" or what failed. `mac` as aa:bb:cc:dd:ee:ff, for the first Ethernet interface. Set on the
+// running interface where the driver can; else it goes down and up, and its routes are put back.
+std::string set_mac(const std::string& mac);
+
+}  // namespace snow::guest
