@@ -1,0 +1,206 @@
+#include "api/request.h"
+
+#include <nlohmann/json.hpp>
+
+#include "api/fields.h"
+
+namespace snow {
+namespace {
+
+constexpr int64_t kMostClones = 65535;  // the host's own limit is a setting, checked there
+constexpr int64_t kMostCpus = 255;
+constexpr size_t kMostArguments = 4096;
+constexpr size_t kMostDepth = 8;  // of nesting; no request needs more than 2
+
+Result<nlohmann::json> parse_body(std::string_view body) {
+  if (body.size() > kMaxBodyBytes) {
+    return fail(Code::invalid, "body: longer than {} bytes", kMaxBodyBytes);
+  }
+  if (body.find_first_not_of(" \t\r\n") == std::string_view::npos) return nlohmann::json::object();
+  bool too_deep = false;
+  const auto callback = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    if (depth > static_cast<int>(kMostDepth)) too_deep = true;
+    return !too_deep;
+  };
+  try {
+    auto parsed = nlohmann::json::parse(body, callback);
+    if (too_deep) return fail(Code::usage, "body: nested more than {} deep", kMostDepth);
+    return parsed;
+  } catch (const nlohmann::json::exception& error) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..." without the brackets
+    const std::string_view what = error.what();
+    const size_t end = what.find("] ");
+    return fail(Code::usage, "body: not JSON: {}",
+                end == std::string_view::npos ? what : what.substr(end + 2));
+  }
+}
+
+}  // namespace
+
+Result<ImportRequest> parse_import(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  ImportRequest request;
+  FieldReader fields(json);
+  fields.need("name");
+  fields.name("name", request.name);
+  fields.path("file", request.file);
+  fields.path("kernel", request.kernel);
+  fields.path("initrd", request.initrd);
+  fields.text("append", request.append);
+  fields.size("memory", request.memory_bytes);
+  fields.number("cpus", request.cpus, 0, kMostCpus);
+  SNOW_TRY(fields.done());
+  if (request.file.empty() && request.kernel.empty()) {
+    return fail(Code::usage, "image '{}': give a disk file, a kernel, or both", request.name);
+  }
+  if (!request.initrd.empty() && request.kernel.empty()) {
+    return fail(Code::usage, "image '{}': an initrd needs a kernel", request.name);
+  }
+  return request;
+}
+
+Result<RunRequest> parse_run(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  RunRequest request;
+  FieldReader fields(json);
+  fields.name("image", request.image);
+  fields.name("from", request.from);
+  fields.name("name", request.name);
+  fields.number("count", request.count, 1, kMostClones);
+  fields.size("memory", request.memory_bytes);
+  fields.number("cpus", request.cpus, 0, kMostCpus);
+  fields.path("kernel", request.kernel);
+  fields.path("initrd", request.initrd);
+  fields.text("append", request.append);
+  fields.choice("accelerator", request.accelerator, {"auto", "kvm", "tcg"});
+  fields.choice("network", request.network, {"none", "user"});
+  fields.choice("machine", request.machine, {"auto", "microvm", "q35"});
+  fields.map("environment", request.environment);
+  fields.flag("wait_for_agent", request.wait_for_agent);
+  SNOW_TRY(fields.done());
+  if (request.image.empty() == request.from.empty()) {
+    return fail(Code::usage, "run: give either image or from (a snapshot)");
+  }
+  if (!request.from.empty()) {
+    for (const char* fixed :
+         {"memory", "cpus", "kernel", "initrd", "append", "accelerator", "network", "machine"}) {
+      if (fields.has(fixed)) {
+        return fail(Code::usage, "{}: a clone of snapshot '{}' has the snapshot's; leave it out",
+                    fixed, request.from);
+      }
+    }
+  } else if (request.count != 1) {
+    return fail(Code::usage, "count: only with from (a snapshot)");
+  }
+  return request;
+}
+
+Result<ForkRequest> parse_fork(std::string_view body, const std::string& vm) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  ForkRequest request;
+  request.vm = vm;
+  FieldReader fields(json);
+  fields.number("count", request.count, 1, kMostClones);
+  fields.number("minimum", request.minimum, 0, kMostClones);
+  fields.text("ticket", request.ticket, 128);
+  fields.map("parameters", request.parameters);
+  fields.flag("wait_for_ready", request.wait_for_ready);
+  SNOW_TRY(fields.done());
+  if (!request.ticket.empty() && !fields.has("count")) request.count = 0;
+  if (request.count != 0 && request.minimum > request.count) {
+    return fail(Code::invalid, "minimum {}: more than count, {}", request.minimum, request.count);
+  }
+  return request;
+}
+
+Result<ReserveRequest> parse_reserve(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  ReserveRequest request;
+  FieldReader fields(json);
+  fields.need("count");
+  fields.number("count", request.count, 1, kMostClones);
+  fields.number("minimum", request.minimum, 0, kMostClones);
+  SNOW_TRY(fields.done());
+  if (request.minimum > request.count) {
+    return fail(Code::invalid, "minimum {}: more than count, {}", request.minimum, request.count);
+  }
+  return request;
+}
+
+Result<ExecRequest> parse_exec(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  ExecRequest request;
+  FieldReader fields(json);
+  fields.need("argv");
+  fields.words("argv", request.argv, kMostArguments);
+  fields.map("environment", request.environment);
+  fields.path("directory", request.directory);
+  fields.text("user", request.user, 64);
+  fields.flag("terminal", request.terminal);
+  fields.number("rows", request.rows, 1, 65535);
+  fields.number("columns", request.columns, 1, 65535);
+  SNOW_TRY(fields.done());
+  if (request.argv.empty() || request.argv[0].empty()) {
+    return fail(Code::usage, "argv: names no program");
+  }
+  return request;
+}
+
+Result<unsigned> parse_stop(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  unsigned timeout_ms = kStopTimeoutMs;
+  FieldReader fields(json);
+  fields.number("timeout_ms", timeout_ms, 0, 86'400'000);
+  SNOW_TRY(fields.done());
+  return timeout_ms;
+}
+
+Result<int64_t> parse_join(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  int64_t timeout_ms = -1;
+  FieldReader fields(json);
+  fields.number("timeout_ms", timeout_ms, -1, 604'800'000);
+  SNOW_TRY(fields.done());
+  return timeout_ms;
+}
+
+Result<std::string> parse_snapshot(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  std::string name;
+  FieldReader fields(json);
+  fields.need("name");
+  fields.name("name", name);
+  SNOW_TRY(fields.done());
+  return name;
+}
+
+Result<void> parse_nothing(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  return FieldReader(json).done();
+}
+
+Result<Control> parse_control(std::string_view frame) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(frame));
+  Control control;
+  if (json.is_object() && json.size() == 1 && json.contains("resize")) {
+    const nlohmann::json& size = json["resize"];
+    const auto good = [](const nlohmann::json& n) {
+      return n.is_number_unsigned() && n.get<uint64_t>() >= 1 && n.get<uint64_t>() <= 65535;
+    };
+    if (!size.is_array() || size.size() != 2 || !good(size[0]) || !good(size[1])) {
+      return fail(Code::usage, "resize: must be [rows, columns], each 1 to 65535");
+    }
+    control.rows = size[0].get<unsigned>();
+    control.columns = size[1].get<unsigned>();
+    return control;
+  }
+  FieldReader fields(json);
+  fields.need("signal");
+  int64_t number = 0;
+  fields.number("signal", number, 1, 64);
+  SNOW_TRY(fields.done());
+  control.signal = static_cast<int>(number);
+  return control;
+}
+
+}  // namespace snow
