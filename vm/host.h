@@ -1,8 +1,8 @@
 // The host: all VMs, images, snapshots and tickets of one daemon, and everything that can be done
 // with them. api/ is a thin layer over this class; docs/fork.md tells a fork step by step.
 //
-// Thread-safe: every method may be called from any thread and blocks until it is done. VMs are named
-// by id, unique prefix of an id, or name. JSON objects are those of api/openapi.yaml.
+// Thread-safe: every method may be called from any thread and blocks until it is done. VMs are
+// named by id, unique prefix of an id, or name. JSON objects are those of api/openapi.yaml.
 #pragma once
 
 #include <cstdint>
@@ -20,33 +20,33 @@
 namespace snow {
 
 struct Settings {
-  std::string state_dir = "/var/lib/snow";    // images, snapshots, disks, the record (SQLite)
-  std::string run_dir = "/run/snow";          // sockets, RAM files (tmpfs), the lazyfs mount
+  std::string state_dir = "/var/lib/snow";  // images, snapshots, disks, the record (SQLite)
+  std::string run_dir = "/run/snow";        // sockets, RAM files (tmpfs), the lazyfs mount
   std::string qemu = "/usr/bin/qemu-system-x86_64";
-  std::string keeper;                         // snow-keeper's path; empty: beside snowd
-  uint64_t memory_limit_bytes = 0;            // sum of all VMs' memory; 0: host RAM times 4
-  unsigned vm_limit = 512;                    // VMs that may exist at once
-  unsigned fork_limit = 128;                  // clones of one fork
-  unsigned vcpu_limit = 0;                    // sum of vCPUs; 0: 64 per host CPU
-  unsigned ticket_seconds = 60;               // an unused ticket is given back after this
-  unsigned agent_ready_ms = 60'000;           // a clone's agent must answer within this
-  unsigned uid_base = 700'000;                // VM n runs as uid_base + n
-  std::string api_group = "snow";             // may use the API socket, if the group exists
-  bool use_resend = true;                     // FUSE_NOTIFY_RESEND (tests switch it off)
+  std::string keeper;                // snow-keeper's path; empty: beside snowd
+  uint64_t memory_limit_bytes = 0;   // sum of all VMs' memory; 0: host RAM times 4
+  unsigned vm_limit = 512;           // VMs that may exist at once
+  unsigned fork_limit = 128;         // clones of one fork
+  unsigned vcpu_limit = 0;           // sum of vCPUs; 0: 64 per host CPU
+  unsigned ticket_seconds = 60;      // an unused ticket is given back after this
+  unsigned agent_ready_ms = 60'000;  // a clone's agent must answer within this
+  unsigned uid_base = 700'000;       // VM n runs as uid_base + n
+  std::string api_group = "snow";    // may use the API socket, if the group exists
+  bool use_resend = true;            // FUSE_NOTIFY_RESEND (tests switch it off)
 };
 
 struct RunRequest {
-  std::string image;                          // or `from`
-  std::string from;                           // a snapshot
-  std::string name;                           // empty: made up
-  unsigned count = 1;                         // with `from`
-  uint64_t memory_bytes = 0;                  // 0: the image's or 256 MiB
-  unsigned cpus = 0;                          // 0: the image's or 1
-  std::string kernel, initrd;                 // files of the caller; empty: the image's
+  std::string image;           // or `from`
+  std::string from;            // a snapshot
+  std::string name;            // empty: made up
+  unsigned count = 1;          // with `from`
+  uint64_t memory_bytes = 0;   // 0: the image's or 256 MiB
+  unsigned cpus = 0;           // 0: the image's or 1
+  std::string kernel, initrd;  // files of the caller; empty: the image's
   std::optional<std::string> append;
-  std::string accelerator = "auto";           // auto | kvm | tcg
-  std::string network = "none";               // none | user
-  std::string machine = "auto";               // auto | microvm | q35
+  std::string accelerator = "auto";  // auto | kvm | tcg
+  std::string network = "none";      // none | user
+  std::string machine = "auto";      // auto | microvm | q35
   std::map<std::string, std::string> environment;
   bool wait_for_agent = false;
 };
@@ -54,14 +54,14 @@ struct RunRequest {
 struct ForkRequest {
   std::string vm;
   unsigned count = 1;
-  unsigned minimum = 0;                       // 0: all of them
-  std::string ticket;                         // of reserve(); empty: shells are started now
+  unsigned minimum = 0;  // 0: all of them
+  std::string ticket;    // of reserve(); empty: shells are started now
   std::map<std::string, std::string> parameters;
-  bool wait_for_ready = true;                 // until every clone's agent has answered
+  bool wait_for_ready = true;  // until every clone's agent has answered
 };
 
 struct ImportRequest {
-  std::string file;                           // empty: an image without a disk (kernel and initrd)
+  std::string file;  // empty: an image without a disk (kernel and initrd)
   std::string name;
   std::string kernel, initrd, append;
   uint64_t memory_bytes = 0;
@@ -73,25 +73,27 @@ class Host {
   // Takes over what an earlier daemon left: running VMs go on, forks under way are finished or
   // undone, orphans are named in the log and removed.
   static Result<std::unique_ptr<Host>> open(const Settings& settings);
-  virtual ~Host() = default;   // VMs go on
+  virtual ~Host() = default;  // VMs go on
 
-  virtual Result<nlohmann::json> info() = 0;   // version, limits, use, keeper, lazyfs, accelerator
+  virtual Result<nlohmann::json> info() = 0;  // version, limits, use, keeper, lazyfs, accelerator
 
   virtual Result<nlohmann::json> import_image(const ImportRequest& request) = 0;
   virtual Result<nlohmann::json> images() = 0;
   virtual Result<nlohmann::json> image(const std::string& name) = 0;
   virtual Result<void> remove_image(const std::string& name) = 0;
 
-  virtual Result<nlohmann::json> run(const RunRequest& request) = 0;   // array of VMs
-  virtual Result<nlohmann::json> vms(bool all) = 0;                    // all: ended ones too
+  virtual Result<nlohmann::json> run(const RunRequest& request) = 0;  // array of VMs
+  virtual Result<nlohmann::json> vms(bool all) = 0;                   // all: ended ones too
   virtual Result<nlohmann::json> inspect(const std::string& vm) = 0;
   virtual Result<nlohmann::json> pause(const std::string& vm) = 0;
   virtual Result<nlohmann::json> resume(const std::string& vm) = 0;
-  virtual Result<nlohmann::json> stop(const std::string& vm, unsigned timeout_ms) = 0;  // asks the guest, then kills
+  virtual Result<nlohmann::json> stop(const std::string& vm,
+                                      unsigned timeout_ms) = 0;  // asks the guest, then kills
   virtual Result<nlohmann::json> kill(const std::string& vm) = 0;
   virtual Result<void> remove(const std::string& vm, bool force) = 0;  // force: also a running one
 
-  virtual Result<nlohmann::json> reserve(const std::string& vm, unsigned count, unsigned minimum) = 0;
+  virtual Result<nlohmann::json> reserve(const std::string& vm, unsigned count,
+                                         unsigned minimum) = 0;
   virtual Result<nlohmann::json> tickets() = 0;
   virtual Result<void> give_back(const std::string& ticket) = 0;
   // {"parent": VM, "clones": [VM...], "steps": {name: ms}, "undone": [what was not done]}

@@ -1,0 +1,323 @@
+// Fork, step by step; docs/fork.md has the same list with what a fault at each step does.
+//
+//   1 reserve    waiting QEMUs (shells), the next image's files still unbound
+//   2 prepare    the agent stops the user's processes and the channel
+//   3 record     the fork is on record before anything stands still
+//   4 stop       the parent's guest stands still; its disk is flushed      | the host's part
+//   5 freeze     machine state saved, private pages found, files bound     | of the pause
+//   6 move       the parent's shell loads the state and goes on            |
+//   7 announce   the parent's agent, then the clones
+//   8 settle     in the background: the old QEMU's memory is copied and it is let go
+//
+// Until 6 everything can be undone: the old QEMU goes on. From then on the parent is the new QEMU,
+// and if that dies before the fork is over, the parent is thawed from the frozen machine once more.
+#include <algorithm>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "vm/host_impl.h"
+
+namespace snow {
+namespace {
+
+constexpr int kPrepareTimeoutMs = 5'000;
+constexpr size_t kParallelStarts = 4;
+constexpr size_t kMaxNameBytes = 60;  // a deep clone's name starts anew
+// The clones wait this long for the parent to be back, so that its pause is not theirs to lengthen.
+constexpr auto kParentFirst = std::chrono::milliseconds(40);
+
+double since(int64_t start_ns) { return static_cast<double>(monotonic_ns() - start_ns) / 1e6; }
+
+}  // namespace
+
+Result<std::unique_ptr<Reservation>> HostImpl::make_reservation(const VmPtr& vm, unsigned count,
+                                                                unsigned minimum) {
+  MachineConfig config;
+  std::shared_ptr<QemuProcess> process;
+  std::string name;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!vm->process) return fail(Code::wrong_state, "VM '{}': has ended", vm->name);
+    config = vm->config;
+    process = vm->process;
+    name = vm->name;
+  }
+  auto reservation = std::make_unique<Reservation>();
+  unsigned granted = 0;
+  if (count > 0) {
+    SNOW_ASSIGN(reservation->room, context_.admission->reserve({.memory_bytes = config.memory_bytes,
+                                                                .cpus = config.cpus,
+                                                                .count = count,
+                                                                .minimum = minimum,
+                                                                .fork = true}));
+    granted = reservation->room.count();
+  }
+  SNOW_ASSIGN(reservation->memory, LazyFile::reserve(context_, config.memory_bytes));
+  if (const auto& disk = process->ground().disk) {
+    SNOW_ASSIGN(reservation->disk, LazyFile::reserve(context_, disk->size()));
+    SNOW_TRY(context_.overlays->prepare(disk->size()));
+  }
+  const Ground ground{reservation->memory, reservation->disk, process->ground().boot};
+  reservation->shells.resize(granted + 1);
+  std::mutex mutex;
+  Result<void> started;
+  for_each_parallel(granted + 1, kParallelStarts, [&](size_t i) {
+    auto shell = start_shell(config, ground, name, vm->mac);
+    const std::lock_guard lock(mutex);
+    if (shell) {
+      reservation->shells[i] = std::move(*shell);
+    } else if (started) {
+      started = tl::unexpected<Error>(shell.error());
+    }
+  });
+  if (!started) return within("a QEMU for the fork of '" + name + "'", started.error());
+  return reservation;
+}
+
+void HostImpl::undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
+                           bool had_agent) {
+  if (stopped) {
+    if (auto console = attach_console(vm, *old); !console) {
+      log_warn("VM {}: console: {}", vm->name, console.error().message);
+    }
+    if (auto on = old->go_on(); !on) {
+      log_error("VM {}: cannot go on after a fork was given up: {}", vm->name, on.error().message);
+    }
+  }
+  if (had_agent) {
+    Identity same;
+    same.changed = false;
+    if (auto back = old->link()->resume(same, kPrepareTimeoutMs); !back) {
+      log_warn("VM {}: its agent does not answer after a fork was given up: {}", vm->name,
+               back.error().message);
+    }
+  }
+  (void)context_.store->remove("fork", vm->id);
+}
+
+Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reservation& reservation,
+                                                          bool had_agent, Steps& steps) {
+  std::shared_ptr<QemuProcess> old;
+  std::shared_ptr<Frozen> over;
+  {
+    const std::lock_guard lock(mutex_);
+    old = vm->process;
+    over = vm->over;
+  }
+  auto shell = std::move(reservation.shells[0]);
+  if (!shell || !shell->alive()) {
+    const Ground ground{reservation.memory, reservation.disk, old->ground().boot};
+    SNOW_ASSIGN(shell, start_shell(old->config(), ground, vm->name, vm->mac));
+  }
+  int64_t start = monotonic_ns();
+  if (had_agent) {
+    if (auto prepared = old->link()->prepare(kPrepareTimeoutMs); !prepared) {
+      undo_freeze(vm, old, false, true);
+      return within("VM '" + vm->name + "'", prepared.error());
+    }
+    steps.emplace_back("prepare", since(start));
+  }
+  bool stopped = false;
+  std::shared_ptr<Frozen> frozen;
+  const nlohmann::json record = {
+      {"old", old->to_json()}, {"new", shell->to_json()}, {"agent", had_agent}};
+  const auto moved = [&]() -> Result<void> {
+    SNOW_TRY(shell->connect_link(link_callbacks(vm)));
+    SNOW_TRY(context_.store->put("fork", vm->id, record));
+    const int64_t pause_start = monotonic_ns();
+    stopped = true;
+    SNOW_TRY(old->stop());
+    steps.emplace_back("stop", since(pause_start));
+    SNOW_ASSIGN(frozen,
+                Frozen::freeze(context_, old, over, reservation.memory, reservation.disk, steps));
+    start = monotonic_ns();
+    SNOW_TRY(shell->load_state(frozen->state()));
+    steps.emplace_back("load", since(start));
+    SNOW_TRY(attach_console(vm, *shell));
+    // The point of no return is on record before it is passed: from here on the parent is the new
+    // QEMU, whether or not we live to say so.
+    nlohmann::json passed = record;
+    passed["frozen"] = frozen->id();
+    SNOW_TRY(context_.store->put("fork", vm->id, passed));
+    start = monotonic_ns();
+    SNOW_TRY(shell->go_on());
+    steps.emplace_back("continue", since(start));
+    steps.emplace_back("pause", since(pause_start));
+    return {};
+  }();
+  if (!moved) {
+    if (frozen) frozen->abandon();
+    undo_freeze(vm, old, stopped, had_agent);
+    return within("fork of VM '" + vm->name + "'", moved.error());
+  }
+  if (old->link() != nullptr) shell->link()->take_over(*old->link());
+  {
+    const std::lock_guard lock(mutex_);
+    vm->process = shell;
+    vm->over = frozen;
+    frozen_[frozen->id()] = frozen;
+  }
+  const auto recorded = context_.store->transaction([&]() -> Result<void> {
+    nlohmann::json json;
+    {
+      const std::lock_guard lock(mutex_);
+      json = vm_to_record(*vm);
+    }
+    SNOW_TRY(context_.store->put("vm", vm->id, json));
+    return context_.store->remove("fork", vm->id);
+  });
+  if (!recorded) log_error("VM {}: {}", vm->name, recorded.error().message);
+  return frozen;
+}
+
+Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
+                                                std::unique_ptr<Reservation> reservation,
+                                                const ForkPlan& plan, Steps steps) {
+  const Settler::ForkUnderWay under_way(*settler_);
+  bool had_agent = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (vm->state != VmState::running) {
+      return fail(Code::wrong_state, "VM '{}': it is {}; only a running VM can be forked", vm->name,
+                  state_name(vm->state));
+    }
+    had_agent = vm->agent && vm->process->link() != nullptr;
+  }
+  ForkOutcome outcome;
+  const int64_t start = monotonic_ns();
+  SNOW_ASSIGN(outcome.frozen, freeze_and_move(vm, *reservation, had_agent, steps));
+  const auto& frozen = outcome.frozen;
+  attach(vm);
+  const ParentOf as_parent{plan.ticket, plan.count};
+  std::promise<void> parent_back;
+  std::thread parent([&] {
+    const int64_t moved = monotonic_ns();
+    if (auto back = announce(vm, had_agent, as_parent); !back) {
+      log_warn("VM {}: its agent does not answer after the fork: {}", vm->name,
+               back.error().message);
+      outcome.undone.push_back("parent: " + back.error().message);
+    }
+    steps.emplace_back("parent_agent", since(moved));
+    parent_back.set_value();
+  });
+  TicketPtr ticket;
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto it = tickets_.find(plan.ticket); it != tickets_.end()) ticket = it->second;
+    for (unsigned i = 1; i <= plan.count; ++i) {
+      auto clone = new_clone(*vm, *frozen, i, plan.count, plan.ticket, plan.parameters);
+      do {
+        clone->name = vm->name + "." + std::to_string(++vm->children);
+        if (clone->name.size() > kMaxNameBytes) clone->name = "vm-" + random_hex(4);
+      } while (!free_name(clone->name));
+      clone->room = reservation->room.split();
+      vms_[clone->id] = clone;
+      if (ticket) ticket->clones.push_back({i, clone->id});
+      outcome.clones.push_back(std::move(clone));
+    }
+  }
+  if (ticket) save(*ticket);
+  save(*vm);
+  for (const VmPtr& clone : outcome.clones) {
+    save(*clone);
+    context_.events.add("starting", clone->id, {{"name", clone->name}, {"parent", vm->id}});
+  }
+  parent_back.get_future().wait_for(kParentFirst);
+  std::vector<std::shared_ptr<QemuProcess>> shells(
+      std::make_move_iterator(reservation->shells.begin() + 1),
+      std::make_move_iterator(reservation->shells.end()));
+  Steps clone_steps;
+  const unsigned up =
+      bring_up(outcome.clones, std::move(shells), frozen, had_agent, clone_steps, start);
+  parent.join();
+  steps.insert(steps.end(), clone_steps.begin(), clone_steps.end());
+  steps.emplace_back("total", since(start));
+  outcome.steps = std::move(steps);
+  {
+    const std::lock_guard lock(mutex_);
+    vm->steps = outcome.steps;
+    for (const std::string& text : vm->undone) outcome.undone.push_back("parent: " + text);
+  }
+  save(*vm);
+  settler_->add(frozen);
+  if (!vm->process->alive()) {
+    log_warn("VM {}: its QEMU died during the fork; thawing it once more", vm->name);
+    SNOW_TRY(thaw(vm, nullptr, frozen));
+    SNOW_TRY(announce(vm, had_agent, as_parent));
+    context_.events.add("restored", vm->id, {{"name", vm->name}});
+    outcome.undone.push_back(
+        "parent: its QEMU died during the fork; it was restored from the "
+        "frozen machine");
+  }
+  context_.events.add("forked", vm->id,
+                      {{"name", vm->name}, {"clones", up}, {"ticket", plan.ticket}});
+  if (up < plan.minimum) {
+    std::string why;
+    for (const VmPtr& clone : outcome.clones) {
+      const std::lock_guard operation(clone->operation);
+      if (why.empty()) why = clone->exit.message;
+      end_vm(clone, VmState::exited, {"killed", 9, "the fork was given up"});
+    }
+    for (const VmPtr& clone : outcome.clones) (void)remove(clone->id, true);
+    if (ticket) drop_ticket(ticket);
+    return fail(Code::host_failed,
+                "fork of VM '{}': {} of {} clones came up, {} were asked for: {}; they were ended, "
+                "the parent goes on",
+                vm->name, up, plan.count, plan.minimum, why);
+  }
+  return outcome;
+}
+
+Result<nlohmann::json> HostImpl::fork(const ForkRequest& request) {
+  SNOW_ASSIGN(const VmPtr vm, find_live(request.vm));
+  const std::lock_guard operation(vm->operation);
+  return fork_locked(vm, request);
+}
+
+Result<nlohmann::json> HostImpl::fork_locked(const VmPtr& vm, const ForkRequest& request) {
+  const int64_t start = monotonic_ns();
+  std::unique_ptr<Reservation> reservation;
+  TicketPtr ticket;
+  ForkPlan plan;
+  {
+    const std::lock_guard lock(mutex_);
+    if (vm->state != VmState::running) {
+      return fail(Code::wrong_state, "VM '{}': it is {}; only a running VM can be forked", vm->name,
+                  state_name(vm->state));
+    }
+  }
+  if (request.ticket.empty()) {
+    SNOW_ASSIGN(reservation, make_reservation(vm, request.count, request.minimum));
+    ticket = new_ticket(*vm, request.count, reservation->room.count(), false);
+    ticket->forked = true;
+    save(*ticket);
+  } else {
+    SNOW_ASSIGN(ticket, use_ticket(request.ticket, *vm, reservation));
+  }
+  plan.count = reservation->room.count();
+  plan.minimum = request.minimum == 0 ? plan.count : request.minimum;
+  plan.ticket = ticket->id;
+  plan.parameters = request.parameters;
+  Steps steps;
+  steps.emplace_back("reserve", since(start));
+  auto outcome = fork_vm(vm, std::move(reservation), plan, std::move(steps));
+  if (!outcome) {
+    drop_ticket(ticket);
+    return tl::unexpected<Error>(outcome.error());
+  }
+  nlohmann::json json = {{"ticket", ticket->id},
+                         {"parent", describe(vm)},
+                         {"clones", nlohmann::json::array()},
+                         {"steps", steps_to_json(outcome->steps)},
+                         {"undone", outcome->undone}};
+  for (const VmPtr& clone : outcome->clones) {
+    json["clones"].push_back(describe(clone));
+    const std::lock_guard lock(mutex_);
+    for (const std::string& text : clone->undone) {
+      json["undone"].push_back(clone->name + ": " + text);
+    }
+  }
+  return json;
+}
+
+}  // namespace snow

@@ -1,0 +1,237 @@
+// The Host's implementation: the maps of everything and what ties them together. Split by subject:
+//   host_open.cc      start, take-over from an earlier daemon, stop
+//   host_vms.cc       run, list, pause, stop, kill, remove, exec, console
+//   host_fork.cc      fork, step by step
+//   host_thaw.cc      bringing one clone up
+//   host_tickets.cc   reserve, give back, join, kill
+//   host_guest.cc     what programs in guests ask for
+//   host_snapshots.cc images and snapshots
+//
+// Locks: Vm::operation is taken before mutex_; mutex_ is never held while a QEMU, a guest, the
+// keeper or a disk is waited for, and nothing that owns a process or a file is destroyed under it.
+#pragma once
+
+#include <condition_variable>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "vm/context.h"
+#include "vm/frozen.h"
+#include "vm/host.h"
+#include "vm/settler.h"
+#include "vm/ticket.h"
+#include "vm/vm.h"
+#include "vm/workers.h"
+
+namespace snow {
+
+class HostImpl : public Host {
+ public:
+  explicit HostImpl(const Settings& settings);
+  ~HostImpl() override;
+  Result<void> start();
+
+  Result<nlohmann::json> info() override;
+  Result<nlohmann::json> import_image(const ImportRequest& request) override;
+  Result<nlohmann::json> images() override;
+  Result<nlohmann::json> image(const std::string& name) override;
+  Result<void> remove_image(const std::string& name) override;
+  Result<nlohmann::json> run(const RunRequest& request) override;
+  Result<nlohmann::json> vms(bool all) override;
+  Result<nlohmann::json> inspect(const std::string& vm) override;
+  Result<nlohmann::json> pause(const std::string& vm) override;
+  Result<nlohmann::json> resume(const std::string& vm) override;
+  Result<nlohmann::json> stop(const std::string& vm, unsigned timeout_ms) override;
+  Result<nlohmann::json> kill(const std::string& vm) override;
+  Result<void> remove(const std::string& vm, bool force) override;
+  Result<nlohmann::json> reserve(const std::string& vm, unsigned count, unsigned minimum) override;
+  Result<nlohmann::json> tickets() override;
+  Result<void> give_back(const std::string& ticket) override;
+  Result<nlohmann::json> fork(const ForkRequest& request) override;
+  Result<nlohmann::json> join(const std::string& ticket, int64_t timeout_ms) override;
+  Result<nlohmann::json> kill_ticket(const std::string& ticket) override;
+  Result<nlohmann::json> snapshot(const std::string& vm, const std::string& name) override;
+  Result<nlohmann::json> snapshots() override;
+  Result<nlohmann::json> snapshot_info(const std::string& name) override;
+  Result<void> remove_snapshot(const std::string& name) override;
+  Result<std::unique_ptr<GuestStream>> exec(const std::string& vm,
+                                            const ExecRequest& request) override;
+  Result<std::unique_ptr<GuestStream>> read_file(const std::string& vm,
+                                                 const std::string& path) override;
+  Result<std::unique_ptr<GuestStream>> write_file(const std::string& vm, const std::string& path,
+                                                  unsigned mode) override;
+  Result<std::string> console_log(const std::string& vm) override;
+  Result<std::unique_ptr<ConsoleSession>> console(const std::string& vm) override;
+  Result<nlohmann::json> events(uint64_t after, int timeout_ms) override;
+
+ private:
+  using VmPtr = std::shared_ptr<Vm>;
+  using TicketPtr = std::shared_ptr<Ticket>;
+
+  // host_open.cc
+  Result<void> make_run_dir();
+  Result<void> open_services();
+  Result<void> mount_ram();
+  Result<void> restore_record();
+  Result<void> restore_frozen();
+  void restore_vms(const std::map<pid_t, KeptProcess>& kept);
+  void restore_vm(const VmPtr& vm, const nlohmann::json& record,
+                  const std::map<pid_t, KeptProcess>& kept);
+  void restore_tickets();
+  std::shared_ptr<BootFiles> shared_boot_files(const nlohmann::json& json);
+  void finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork,
+                             const std::map<pid_t, KeptProcess>& kept);
+  void remove_orphans(const std::map<pid_t, KeptProcess>& kept);
+  void keeper_lost();
+  void process_ended(const KeptProcess& process);
+  void tick();
+
+  // host_vms.cc
+  Result<VmPtr> find(const std::string& name);               // by id, name or unique prefix
+  Result<VmPtr> find_live(const std::string& name);          // Code::wrong_state once ended
+  Result<std::string> free_name(const std::string& wanted);  // under mutex_
+  Result<nlohmann::json> run_image(const RunRequest& request);
+  Result<MachineConfig> config_of(const RunRequest& request, const StoredImage& image);
+  Result<std::shared_ptr<LazyFile>> image_disk(const StoredImage& image);
+  void save(const Vm& vm);                // to the record; logs a failure
+  void attach(const VmPtr& vm);           // QMP events, exits
+  Result<void> connect(const VmPtr& vm);  // guest link, console
+  Result<void> attach_console(const VmPtr& vm, const QemuProcess& process);
+  void set_state(const VmPtr& vm, VmState state);
+  void end_vm(const VmPtr& vm, VmState state,
+              VmExit exit);        // operation held or not needed any more
+  void kill_now(const VmPtr& vm);  // operation not needed
+  void wait_for_agent(const VmPtr& vm);
+  Result<GuestLink*> agent_link(const VmPtr& vm);
+  Result<void> check_image_unused(const std::string& name);
+  std::string console_path(const Vm& vm) const;
+  nlohmann::json describe(const VmPtr& vm);
+
+  // host_thaw.cc
+  VmPtr new_clone(const Vm& parent, const Frozen& frozen, unsigned index, unsigned count,
+                  const std::string& ticket, const std::map<std::string, std::string>& parameters);
+  Result<std::shared_ptr<QemuProcess>> start_shell(const MachineConfig& config,
+                                                   const Ground& ground, const std::string& name,
+                                                   const std::string& mac);
+  void note_process(const std::shared_ptr<QemuProcess>& process);
+  // Loads and continues `vm` in `shell` (null or dead: a new one), connected. One more try with a
+  // new shell if QEMU dies meanwhile.
+  Result<void> thaw(const VmPtr& vm, std::shared_ptr<QemuProcess> shell,
+                    const std::shared_ptr<Frozen>& frozen);
+  Result<void> thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProcess>& shell,
+                         const std::shared_ptr<Frozen>& frozen);
+  // Tells the guest who it is; on success the VM runs. `had_agent`: the frozen guest's agent had
+  // answered.
+  // `as_parent`: it is told that it is the parent of that fork; its own identity stays.
+  struct ParentOf {
+    std::string ticket;
+    unsigned count = 0;
+  };
+  Result<void> announce(const VmPtr& vm, bool had_agent,
+                        const std::optional<ParentOf>& as_parent = {});
+  Identity identity_of(const Vm& vm) const;
+  // Thaws clones of `frozen` into shells[1..] (may be shorter), announces them, and gives those
+  // that came up. Each failure is logged and ends its clone as "lost".
+  unsigned bring_up(const std::vector<VmPtr>& clones,
+                    std::vector<std::shared_ptr<QemuProcess>> shells,
+                    const std::shared_ptr<Frozen>& frozen, bool had_agent, Steps& steps,
+                    int64_t since_ns);
+
+  // host_fork.cc
+  struct ForkPlan {
+    unsigned count = 0;
+    unsigned minimum = 0;
+    std::string ticket;
+    std::map<std::string, std::string> parameters;
+    bool wait_for_ready = true;
+    bool keep = false;  // the frozen machine is wanted: checkpoint, snapshot
+  };
+  struct ForkOutcome {
+    std::shared_ptr<Frozen> frozen;
+    std::vector<VmPtr> clones;
+    Steps steps;
+    std::vector<std::string> undone;
+  };
+  // Vm::operation is held by the caller.
+  Result<ForkOutcome> fork_vm(const VmPtr& vm, std::unique_ptr<Reservation> reservation,
+                              const ForkPlan& plan, Steps steps);
+  Result<std::shared_ptr<Frozen>> freeze_and_move(const VmPtr& vm, Reservation& reservation,
+                                                  bool had_agent, Steps& steps);
+  void undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
+                   bool had_agent);
+  Result<std::unique_ptr<Reservation>> make_reservation(const VmPtr& vm, unsigned count,
+                                                        unsigned minimum);
+  Result<nlohmann::json> fork_locked(const VmPtr& vm, const ForkRequest& request);
+
+  // host_tickets.cc
+  Result<TicketPtr> reserve_ticket(const VmPtr& vm, unsigned count, unsigned minimum,
+                                   bool hierarchical);
+  TicketPtr new_ticket(const Vm& owner, unsigned requested, unsigned granted, bool hierarchical);
+  // Takes the reservation out: the ticket is `forked` from now on.
+  Result<TicketPtr> use_ticket(const std::string& id, const Vm& user,
+                               std::unique_ptr<Reservation>& reservation);
+  void save(const Ticket& ticket);
+  void drop_ticket(const TicketPtr& ticket);  // spent: record, results and ended clones go
+  void clone_ended(const Vm& vm);
+  Result<TicketPtr> joinable(const std::string& id, const std::string& owner);  // "": the host asks
+  void when_ended(const TicketPtr& ticket, int64_t timeout_ms, std::function<void()> wake);
+  Result<void> kill_clones(const TicketPtr& ticket);
+  std::string result_path(const Ticket& ticket, unsigned index) const;
+  void expire_tickets();
+
+  // host_guest.cc
+  GuestLink::Callbacks link_callbacks(const VmPtr& vm);
+  void guest_hello(const VmPtr& vm);
+  void guest_call(const VmPtr& vm, std::shared_ptr<GuestCall> call);
+  void next_call(const VmPtr& vm);
+  void serve_call(const VmPtr& vm, const std::shared_ptr<GuestCall>& call);
+  Result<void> call_clone(const VmPtr& vm, GuestCall& call);
+  Result<void> call_checkpoint(const VmPtr& vm, GuestCall& call);
+  Result<void> call_create(const VmPtr& vm, GuestCall& call);
+  Result<void> call_exit(const VmPtr& vm, GuestCall& call);
+  Result<void> call_join(const VmPtr& vm, const std::shared_ptr<GuestCall>& call);
+  void answer_join(const TicketPtr& ticket, GuestCall& call);
+
+  // host_snapshots.cc
+  Result<std::shared_ptr<Frozen>> open_snapshot(const std::string& name);
+  Result<nlohmann::json> run_snapshot(const RunRequest& request);
+  Result<nlohmann::json> write_snapshot(const Vm& vm, const Frozen& frozen,
+                                        const std::string& name);
+
+  Context context_;
+  std::mutex mutex_;
+  std::condition_variable changed_;  // a VM's state or agent, a frozen machine settled
+  std::map<std::string, VmPtr> vms_;
+  std::map<std::string, TicketPtr> tickets_;
+  std::map<pid_t, std::weak_ptr<QemuProcess>> processes_;
+  std::map<std::string, std::weak_ptr<LazyFile>> image_disks_;  // by image name
+  std::map<std::string, std::weak_ptr<BootFiles>> boot_files_;  // by folder
+  std::map<std::string, std::weak_ptr<Frozen>> snapshots_;      // by name, while in use
+  std::map<std::string, std::weak_ptr<Frozen>> frozen_;         // by id
+  std::set<std::string> snapshots_being_made_;
+  struct Checkpoint {
+    std::string owner;  // VM id
+    std::shared_ptr<Frozen> frozen;
+    bool had_agent = true;
+  };
+  std::map<std::string, Checkpoint> checkpoints_;
+  // Only during start(): what the record said.
+  std::map<std::string, std::shared_ptr<Frozen>> restored_;
+  std::map<std::string, nlohmann::json> records_;  // of VMs
+  std::map<std::string, Ground> grounds_;          // of VMs of a first boot
+  std::string qemu_version_;
+  AcceleratorChoice accelerator_;
+  std::unique_ptr<Workers> workers_;
+  std::unique_ptr<Settler> settler_;
+  bool stopping_ = false;
+  std::thread ticker_;
+};
+
+}  // namespace snow

@@ -1,0 +1,211 @@
+// Thaw: one clone after the other from a frozen machine to "its agent has answered".
+#include <signal.h>
+
+#include <algorithm>
+#include <semaphore>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "vm/host_impl.h"
+
+namespace snow {
+namespace {
+
+constexpr size_t kParallelLoads = 4;
+
+std::string hostname_of(std::string name) {
+  std::replace(name.begin(), name.end(), '.', '-');
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+const std::vector<std::string> kUndoneWithoutAgent = {
+    "random numbers: the kernel's pool was not reseeded (no agent)",
+    "clock: not stepped (no agent)",
+    "identity: hostname, machine-id and MAC address are the parent's (no agent)",
+    "hooks: /etc/snow/fork.d was not run (no agent)"};
+
+// What the agent says that it could not do.
+std::vector<std::string> failures_in(const ReadyReport& report) {
+  std::vector<std::string> undone;
+  for (const char* step : {"reseeded", "clock", "identity", "hooks"}) {
+    const auto it = report.fields.find(step);
+    if (it == report.fields.end()) continue;
+    if (it->second != "ok" && it->second != "none") undone.push_back(it->first + ": " + it->second);
+  }
+  return undone;
+}
+
+}  // namespace
+
+HostImpl::VmPtr HostImpl::new_clone(const Vm& parent, const Frozen& frozen, unsigned index,
+                                    unsigned count, const std::string& ticket,
+                                    const std::map<std::string, std::string>& parameters) {
+  auto vm = std::make_shared<Vm>();
+  vm->id = random_hex(6);
+  vm->config = frozen.config();
+  vm->image = parent.image;
+  vm->snapshot = parent.snapshot;
+  vm->parent = parent.id;
+  vm->ticket = ticket;
+  vm->index = index;
+  vm->count = count;
+  vm->generation = parent.generation + 1;
+  vm->uuid = random_uuid();
+  vm->mac = vm->config.network == Network::user ? context_.macs.take() : "";
+  vm->created = utc_now();
+  vm->environment = parent.environment;
+  vm->parameters = parameters;
+  return vm;
+}
+
+Result<std::shared_ptr<QemuProcess>> HostImpl::start_shell(const MachineConfig& config,
+                                                           const Ground& ground,
+                                                           const std::string& name,
+                                                           const std::string& mac) {
+  const Launch launch{Launch::Kind::thaw, name, random_uuid(), mac};
+  SNOW_ASSIGN(auto shell, QemuProcess::start(context_, config, launch, ground));
+  note_process(shell);
+  return shell;
+}
+
+Identity HostImpl::identity_of(const Vm& vm) const {
+  Identity identity;
+  identity.id = vm.id;
+  identity.name = vm.name;
+  identity.ticket = vm.ticket;
+  identity.index = vm.index;
+  identity.count = vm.count;
+  identity.parent = vm.parent;
+  identity.generation = vm.generation;
+  identity.image = vm.image;
+  identity.uuid = vm.uuid;
+  identity.mac = vm.mac;
+  identity.parameters = vm.parameters;
+  identity.environment = vm.environment;
+  if (vm.index > 0 || vm.generation == 0) identity.hostname = hostname_of(vm.name);
+  identity.new_machine_id = vm.index > 0;
+  return identity;
+}
+
+Result<void> HostImpl::thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProcess>& shell,
+                                 const std::shared_ptr<Frozen>& frozen) {
+  {
+    const std::lock_guard lock(mutex_);
+    vm->process = shell;
+    vm->over = frozen;
+  }
+  SNOW_TRY(connect(vm));
+  SNOW_TRY(shell->load_state(frozen->state()));
+  attach(vm);
+  // On record before it runs: the next daemon must know it.
+  save(*vm);
+  return shell->go_on();
+}
+
+Result<void> HostImpl::thaw(const VmPtr& vm, std::shared_ptr<QemuProcess> shell,
+                            const std::shared_ptr<Frozen>& frozen) {
+  Result<void> thawed;
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (!shell || !shell->alive()) {
+      SNOW_ASSIGN(shell, start_shell(frozen->config(), frozen->ground(), vm->name, vm->mac));
+    }
+    thawed = thaw_once(vm, shell, frozen);
+    if (thawed) return {};
+    log_warn("VM {}: {}; trying once more in a new QEMU", vm->name, thawed.error().message);
+    const std::lock_guard lock(mutex_);
+    vm->process.reset();
+    shell.reset();
+  }
+  return thawed;
+}
+
+Result<void> HostImpl::announce(const VmPtr& vm, bool had_agent,
+                                const std::optional<ParentOf>& as_parent) {
+  std::shared_ptr<QemuProcess> process;
+  Identity identity;
+  {
+    const std::lock_guard lock(mutex_);
+    process = vm->process;
+    identity = identity_of(*vm);
+  }
+  if (as_parent) {
+    identity.ticket = as_parent->ticket;
+    identity.count = as_parent->count;
+    identity.index = 0;
+    identity.hostname.clear();
+    identity.mac.clear();
+    identity.new_machine_id = false;
+  }
+  if (!process) return fail(Code::guest_failed, "VM '{}': has ended meanwhile", vm->name);
+  if (!had_agent) {
+    {
+      const std::lock_guard lock(mutex_);
+      vm->undone = kUndoneWithoutAgent;
+    }
+    set_state(vm, VmState::running);
+    return {};
+  }
+  SNOW_ASSIGN(
+      const ReadyReport report,
+      process->link()->resume(identity, static_cast<int>(context_.settings.agent_ready_ms)));
+  {
+    const std::lock_guard lock(mutex_);
+    vm->agent = true;
+    vm->undone = failures_in(report);
+    for (const auto& [key, value] : report.fields) {
+      if (key.ends_with("_us")) {
+        vm->steps.emplace_back("agent_" + key.substr(0, key.size() - 3),
+                               std::strtod(value.c_str(), nullptr) / 1e3);
+      }
+    }
+  }
+  set_state(vm, VmState::running);
+  return {};
+}
+
+unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
+                            std::vector<std::shared_ptr<QemuProcess>> shells,
+                            const std::shared_ptr<Frozen>& frozen, bool had_agent, Steps& steps,
+                            int64_t since_ns) {
+  const auto elapsed = [&] { return static_cast<double>(monotonic_ns() - since_ns) / 1e6; };
+  std::counting_semaphore<> loads(kParallelLoads);
+  std::mutex figures;
+  double all_running = 0;
+  double first_ready = 0;
+  double all_ready = 0;
+  std::atomic<unsigned> up = 0;
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < clones.size(); ++i) {
+    auto shell = i < shells.size() ? std::move(shells[i]) : nullptr;
+    threads.emplace_back([&, vm = clones[i], taken = std::move(shell)]() mutable {
+      const std::lock_guard operation(vm->operation);
+      loads.acquire();
+      auto done = thaw(vm, std::move(taken), frozen);
+      loads.release();
+      {
+        const std::lock_guard lock(figures);
+        all_running = std::max(all_running, elapsed());
+      }
+      if (done) done = announce(vm, had_agent);
+      if (!done) {
+        log_error("VM {}: does not come up: {}", vm->name, done.error().message);
+        end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
+        return;
+      }
+      ++up;
+      const std::lock_guard lock(figures);
+      all_ready = std::max(all_ready, elapsed());
+      if (first_ready == 0) first_ready = elapsed();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (!clones.empty()) {
+    steps.emplace_back("clones_running", all_running);
+    steps.emplace_back("first_ready", first_ready);
+    steps.emplace_back("all_ready", all_ready);
+  }
+  return up;
+}
+
+}  // namespace snow
