@@ -1,7 +1,7 @@
-// Opens what a QEMU made in its /vm/run, from outside the jail. A guest that has taken over its QEMU
-// can put anything there in place of what we expect; a symbolic link to another program's socket or
-// file is the worst. Nothing here follows one in the last component of a path; the folders above
-// must be the daemon's own. Thread-safe.
+// Opens what a QEMU made in its /vm/run, from outside the jail. A guest that has taken over its
+// QEMU can put anything there in place of what we expect; a symbolic link to another program's
+// socket or file is the worst. Nothing here follows one in the last component of a path; the
+// folders above must be the daemon's own. Thread-safe.
 #pragma once
 
 #include <cstddef>

@@ -144,8 +144,10 @@ Result<MachineConfig> machine_config_from_json(const nlohmann::json& json) {
   const nlohmann::json known = to_json(config);
   for (const auto& item : json.items()) {
     if (!known.contains(item.key()))
-      return fail(Code::corrupt, "machine configuration: unknown field '{}'; was it written by a "
-                  "newer version?", item.key());
+      return fail(Code::corrupt,
+                  "machine configuration: unknown field '{}'; was it written by a "
+                  "newer version?",
+                  item.key());
   }
   SNOW_TRY(check(config));
   return config;
@@ -155,10 +157,9 @@ AcceleratorChoice choose_accelerator(std::string_view cpuinfo, int kvm_error) {
   const bool vmx = has_word(cpuinfo, "vmx");
   const bool svm = has_word(cpuinfo, "svm");
   if (!vmx && !svm) return {Accelerator::tcg, "no vmx or svm in /proc/cpuinfo"};
-  if (kvm_error != 0)
-    return {Accelerator::tcg, fmt::format("/dev/kvm: {}", strerror(kvm_error))};
-  return {Accelerator::kvm, fmt::format("{} in /proc/cpuinfo and /dev/kvm opens",
-                                        vmx ? "vmx" : "svm")};
+  if (kvm_error != 0) return {Accelerator::tcg, fmt::format("/dev/kvm: {}", strerror(kvm_error))};
+  return {Accelerator::kvm,
+          fmt::format("{} in /proc/cpuinfo and /dev/kvm opens", vmx ? "vmx" : "svm")};
 }
 
 AcceleratorChoice choose_accelerator() {

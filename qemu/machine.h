@@ -19,11 +19,11 @@ enum class MachineType { microvm, q35 };
 enum class Accelerator { kvm, tcg };
 enum class Network { none, user };
 
-inline constexpr uint64_t kMemoryStep = uint64_t{2} << 20;   // memory is a multiple of this
-inline constexpr uint64_t kMinMemory = uint64_t{16} << 20;   // bytes
-inline constexpr uint64_t kMaxMemory = uint64_t{1} << 40;    // bytes; what a guest CPU can address
+inline constexpr uint64_t kMemoryStep = uint64_t{2} << 20;  // memory is a multiple of this
+inline constexpr uint64_t kMinMemory = uint64_t{16} << 20;  // bytes
+inline constexpr uint64_t kMaxMemory = uint64_t{1} << 40;   // bytes; what a guest CPU can address
 inline constexpr unsigned kMaxCpus = 64;
-inline constexpr size_t kMaxAppend = 2047;                   // bytes; Linux on x86 takes no more
+inline constexpr size_t kMaxAppend = 2047;  // bytes; Linux on x86 takes no more
 
 struct MachineConfig {
   MachineType machine = MachineType::microvm;
@@ -63,15 +63,15 @@ struct JailPaths {
   static constexpr const char* kAgent = "/vm/run/agent.sock";
   static constexpr const char* kConsole = "/vm/run/console.sock";
   static constexpr const char* kIncoming = "/vm/run/incoming.sock";
-  static constexpr const char* kState = "/vm/run/state";        // machine state is saved here
+  static constexpr const char* kState = "/vm/run/state";  // machine state is saved here
 };
 
 struct Launch {
   enum class Kind { boot, thaw } kind = Kind::boot;
-  std::string name;       // the VM's, for -name
-  std::string uuid;       // SMBIOS (q35); empty: none
-  std::string mac;        // with Network::user; empty: QEMU's default. A thaw keeps the frozen
-                          // machine's MAC (it is part of its state) until the guest sets its own
+  std::string name;  // the VM's, for -name
+  std::string uuid;  // SMBIOS (q35); empty: none
+  std::string mac;   // with Network::user; empty: QEMU's default. A thaw keeps the frozen
+                     // machine's MAC (it is part of its state) until the guest sets its own
 };
 
 // argv[0] is `qemu` (absolute path). The sandbox (-sandbox on,...) is always on. QEMU starts

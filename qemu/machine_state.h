@@ -1,5 +1,5 @@
-// Machine state without RAM: saved by xen-save-devices-state, loaded through the door of an incoming
-// migration (xen-load-devices-state aborts in QEMU 7.2).
+// Machine state without RAM: saved by xen-save-devices-state, loaded through the door of an
+// incoming migration (xen-load-devices-state aborts in QEMU 7.2).
 //
 // Both QEMUs must have been started by command_line() with the same configuration, which leaves the
 // migration stream's configuration section out (send-configuration=off) and has the loader report

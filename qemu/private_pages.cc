@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <charconv>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/fd.h"
@@ -42,7 +43,7 @@ struct ScanArguments {
   __u64 return_mask;
 };
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArguments);
-constexpr __u64 kScanFile = 1u << 2;     // page of a file, not anonymous
+constexpr __u64 kScanFile = 1u << 2;  // page of a file, not anonymous
 constexpr __u64 kScanPresent = 1u << 3;
 constexpr __u64 kScanSwapped = 1u << 4;
 
@@ -74,20 +75,20 @@ Result<bool> scan(int pagemap, uint64_t address, uint64_t size_bytes, std::vecto
   arguments.category_mask = kScanFile;
   arguments.category_anyof_mask = kScanPresent | kScanSwapped;  // and there
   arguments.return_mask = kScanPresent | kScanSwapped;
-  for (uint64_t at = address; at < arguments.end; at = arguments.walk_end) {
-    arguments.start = at;
+  // Fewer regions than there is room for: the scan came to its end. Otherwise it goes on behind the
+  // last region. (walk_end is of no use: Linux 6.18 leaves it at an earlier stop of its own when it
+  // came to the end, and what lies behind would be reported twice.)
+  for (arguments.start = address; arguments.start < arguments.end;) {
     const int count = ioctl(pagemap, kPagemapScan, &arguments);
-    if (count < 0 && errno == EINTR) {
-      arguments.walk_end = at;
-      continue;
-    }
-    if (count < 0 && (errno == ENOTTY || errno == EINVAL) && at == address) return false;
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && (errno == ENOTTY || errno == EINVAL) && arguments.start == address)
+      return false;
     if (count < 0) return fail_errno(Code::host_failed, "PAGEMAP_SCAN");
-    for (int i = 0; i < count; ++i)
-      append(ranges, regions[static_cast<size_t>(i)].start - address,
-             regions[static_cast<size_t>(i)].end - regions[static_cast<size_t>(i)].start);
-    if (arguments.walk_end <= at)
-      return fail(Code::internal, "PAGEMAP_SCAN: stands still at {:#x}", at);
+    const std::span<const ScanRegion> got(regions.data(), static_cast<size_t>(count));
+    for (const ScanRegion& region : got)
+      append(ranges, region.start - address, region.end - region.start);
+    if (got.size() < regions.size()) break;
+    arguments.start = got.back().end;
   }
   return true;
 }
@@ -98,8 +99,9 @@ Result<void> read_entries(int pagemap, uint64_t address, uint64_t size_bytes,
   const uint64_t pages = size_bytes / kPageBytes;
   for (uint64_t page = 0; page < pages;) {
     const size_t wanted = static_cast<size_t>(std::min<uint64_t>(entries.size(), pages - page));
-    const ssize_t got = pread(pagemap, entries.data(), wanted * sizeof entries[0],
-                              static_cast<off_t>((address / kPageBytes + page) * sizeof entries[0]));
+    const ssize_t got =
+        pread(pagemap, entries.data(), wanted * sizeof entries[0],
+              static_cast<off_t>((address / kPageBytes + page) * sizeof entries[0]));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return fail_errno(Code::host_failed, "pagemap: read failed");
     if (got < static_cast<ssize_t>(sizeof entries[0]))

@@ -56,20 +56,22 @@ class QmpConnection : public Qmp {
   Result<void> greet(int64_t deadline_ns, const std::function<bool()>& alive) {
     std::unique_lock lock(mutex_);
     while (!greeted_ && !closed_) {
-      if (changed_.wait_for(lock, milliseconds(kAlivePollMs)) == std::cv_status::no_timeout)
-        continue;
-      if (alive && !alive()) return fail(Code::host_failed, "{}: QEMU died at its start", path_);
+      changed_.wait_for(lock, milliseconds(kAlivePollMs));
+      if (greeted_ || closed_) break;
+      if (alive && !alive()) return died();
       if (monotonic_ns() > deadline_ns)
-        return fail(Code::timed_out, "{}: QEMU does not greet; is another client connected?", path_);
+        return fail(Code::timed_out, "{}: QEMU does not greet; is another client connected?",
+                    path_);
     }
-    if (closed_) return fail(Code::host_failed, "{}: QEMU closed its control socket", path_);
+    if (closed_) return died();
     lock.unlock();
-    SNOW_TRY(execute("qmp_capabilities", {}, 10'000));
+    auto enabled = execute("qmp_capabilities", {}, 10'000);
+    if (!enabled && enabled.error().code == Code::guest_failed) return died();
+    SNOW_TRY(std::move(enabled));
     return {};
   }
 
-  Result<json> execute(const std::string& command, const json& arguments,
-                       int timeout_ms) override {
+  Result<json> execute(const std::string& command, const json& arguments, int timeout_ms) override {
     const int64_t deadline_ns = monotonic_ns() + int64_t{timeout_ms} * 1'000'000;
     json request = {{"execute", command}};
     if (!arguments.is_null()) request["arguments"] = arguments;
@@ -85,8 +87,8 @@ class QmpConnection : public Qmp {
       pending_.erase(id);
       return tl::unexpected<Error>(std::move(sent).error());
     }
-    const auto wait_until = std::chrono::steady_clock::now() +
-                            std::chrono::nanoseconds(deadline_ns - monotonic_ns());
+    const auto wait_until =
+        std::chrono::steady_clock::now() + std::chrono::nanoseconds(deadline_ns - monotonic_ns());
     const auto done = [&] { return pending_[id].has_value() || closed_; };
     const bool in_time = changed_.wait_until(lock, wait_until, done);
     std::optional<json> answer = std::move(pending_[id]);
@@ -158,6 +160,10 @@ class QmpConnection : public Qmp {
     QmpConnection& owner_;
   };
 
+  [[nodiscard]] tl::unexpected<Error> died() const {
+    return fail(Code::host_failed, "{}: QEMU died at its start; see its log", path_);
+  }
+
   // QEMU may have stopped reading, so no write waits longer than the command.
   Result<void> send_line(std::string_view line, const std::string& command, int64_t deadline_ns) {
     const std::lock_guard lock(send_mutex_);
@@ -206,8 +212,7 @@ class QmpConnection : public Qmp {
     const std::lock_guard lock(mutex_);
     if (message.contains("QMP")) {
       greeted_ = true;
-    } else if (const auto id = message.find("id");
-               id != message.end() && id->is_number_integer()) {
+    } else if (const auto id = message.find("id"); id != message.end() && id->is_number_integer()) {
       // An id that nobody waits for: its command timed out.
       const auto waiting = pending_.find(id->get<int64_t>());
       if (waiting != pending_.end() && !waiting->second) waiting->second = std::move(message);
@@ -281,8 +286,7 @@ Result<std::unique_ptr<Qmp>> Qmp::connect(const std::string& path, int timeout_m
       SNOW_TRY(connection->greet(deadline_ns, alive));
       return connection;
     }
-    if (fd.error().code != Code::unavailable)
-      return tl::unexpected<Error>(std::move(fd).error());
+    if (fd.error().code != Code::unavailable) return tl::unexpected<Error>(std::move(fd).error());
     const int64_t now_ns = monotonic_ns();
     if (alive && now_ns >= next_alive_ns) {
       if (!alive()) return fail(Code::host_failed, "{}: QEMU died at its start; see its log", path);

@@ -2,12 +2,12 @@
 // with the object.
 #pragma once
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <fcntl.h>
 
 #include <array>
 #include <cstdlib>
@@ -153,14 +153,16 @@ inline std::string counting_disk() {
 // jumps over the setup header (Documentation/arch/x86/boot.rst) and never gets further.
 inline std::string counting_kernel() {
   std::string kernel(16384, '\0');
-  const auto put = [&](size_t at, std::string_view bytes) { kernel.replace(at, bytes.size(), bytes); };
-  kernel[0x1f1] = 4;                           // setup_sects
+  const auto put = [&](size_t at, std::string_view bytes) {
+    kernel.replace(at, bytes.size(), bytes);
+  };
+  kernel[0x1f1] = 4;  // setup_sects
   put(0x1fe, "\x55\xaa");
-  put(0x200, "\xeb\x7e");                      // jmp 0x280
+  put(0x200, "\xeb\x7e");  // jmp 0x280
   put(0x202, "HdrS");
   put(0x206, std::string_view("\x0c\x02", 2));  // protocol 2.12
-  kernel[0x211] = 1;                           // loadflags: LOADED_HIGH
-  put(0x22c, "\xff\xff\xff\x37");              // initrd_addr_max
+  kernel[0x211] = 1;                            // loadflags: LOADED_HIGH
+  put(0x22c, "\xff\xff\xff\x37");               // initrd_addr_max
   std::copy(kCountingGuest.begin(), kCountingGuest.end(), kernel.begin() + 0x280);
   return kernel;
 }
