@@ -1,6 +1,7 @@
 // The command line. Whatever is here shapes the virtual hardware and so the saved machine state: a
 // change makes machines that were frozen before it impossible to thaw.
 #include "base/file.h"
+#include "qemu/host_clock.h"
 #include "qemu/machine.h"
 
 namespace snow {
@@ -56,9 +57,7 @@ bool has_hardware_kvm() {
 void add_machine(Arguments& arguments, const MachineConfig& config) {
   std::string machine;
   if (config.machine == MachineType::microvm) {
-    // With ACPI Debian's kernel finds the virtio-mmio devices and powers off. It needs PIT and PIC
-    // to calibrate its clock under TCG (without them it hangs early), and the RTC for the time of
-    // day.
+    // With ACPI Debian's kernel finds the virtio-mmio devices and powers off. RTC: the time of day.
     machine = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,pcie=off,usb=off";
   } else {
     machine = "q35,smm=off,vmport=off,hpet=off,sata=off,smbus=off,usb=off";
@@ -130,6 +129,16 @@ void add_devices(Arguments& arguments, const MachineConfig& config, const Launch
   if (config.machine == MachineType::q35) add(arguments, {"-device", "vmgenid,guid=auto"});
 }
 
+// Under TCG Linux calibrates its clock against an emulated timer, which fails on a busy host: a
+// microvm, which has no second timer, then hangs for ever, and later the watchdog distrusts the
+// clock. So it is told the rate (TCG passes the host's counter through) and that it can be trusted.
+// First, so that the image's own options win.
+std::string kernel_append(const MachineConfig& config) {
+  if (config.accelerator != Accelerator::tcg) return config.append;
+  return fmt::format("tsc=reliable tsc_early_khz={}{}{}", host_tsc_khz(),
+                     config.append.empty() ? "" : " ", config.append);
+}
+
 }  // namespace
 
 std::vector<std::string> command_line(const std::string& qemu, const MachineConfig& config,
@@ -147,7 +156,8 @@ std::vector<std::string> command_line(const std::string& qemu, const MachineConf
   if (config.has_kernel) {
     add(arguments, {"-kernel", JailPaths::kKernel});
     if (config.has_initrd) add(arguments, {"-initrd", JailPaths::kInitrd});
-    if (!config.append.empty()) add(arguments, {"-append", config.append});
+    const std::string append = kernel_append(config);
+    if (!append.empty()) add(arguments, {"-append", append});
   }
   add_disk(arguments, config);
   add_devices(arguments, config, launch);

@@ -2,7 +2,7 @@
 // same virtual hardware at boot and at every thaw; only the paths, the memory file's sharing and
 // `-incoming defer` differ.
 //
-// Plain values and pure functions; thread-safe.
+// Plain values and functions without state; thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ inline constexpr uint64_t kMemoryStep = uint64_t{2} << 20;  // memory is a multi
 inline constexpr uint64_t kMinMemory = uint64_t{16} << 20;  // bytes
 inline constexpr uint64_t kMaxMemory = uint64_t{1} << 40;   // bytes; what a guest CPU can address
 inline constexpr unsigned kMaxCpus = 64;
-inline constexpr size_t kMaxAppend = 2047;  // bytes; Linux on x86 takes no more
+// Bytes. Linux on x86 takes 2047, of which command_line() may need some for itself.
+inline constexpr size_t kMaxAppend = 1983;
 
 struct MachineConfig {
   MachineType machine = MachineType::microvm;
@@ -74,9 +75,10 @@ struct Launch {
                      // machine's MAC (it is part of its state) until the guest sets its own
 };
 
-// argv[0] is `qemu` (absolute path). The sandbox (-sandbox on,...) is always on. QEMU starts
-// stopped: `cont` starts a boot, load_machine_state() and `cont` a thaw. The memory file must exist
-// with exactly config.memory_bytes. `config` must have passed check().
+// argv[0] is `qemu` (absolute path). Depends on the host only in its clock rate (TCG) and its kind
+// of KVM. The sandbox (-sandbox on,...) is always on. QEMU starts stopped: `cont` starts a boot,
+// load_machine_state() and `cont` a thaw. The memory file must exist with exactly
+// config.memory_bytes. `config` must have passed check().
 std::vector<std::string> command_line(const std::string& qemu, const MachineConfig& config,
                                       const Launch& launch);
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/process.h"
+#include "qemu/host_clock.h"
 #include "qemu/test_qemu.h"
 
 namespace snow {
@@ -123,6 +124,20 @@ TEST(CommandLine, ThawDiffersOnlyInSharingAndIncoming) {
     if (at != std::string::npos) expected.replace(at, 8, "share=off");
     EXPECT_EQ(thaw[i], expected);
   }
+}
+
+TEST(CommandLine, KernelIsToldTheClockRateUnderTcg) {
+  const uint64_t khz = host_tsc_khz();
+  EXPECT_GT(khz, 100'000u);
+  EXPECT_LT(khz, 10'000'000u);
+  MachineConfig config = full(MachineType::microvm);
+  const auto has = [&](const std::string& append) {
+    const auto arguments = command_line("/usr/bin/qemu", config, {});
+    return std::find(arguments.begin(), arguments.end(), append) != arguments.end();
+  };
+  EXPECT_TRUE(has(fmt::format("tsc=reliable tsc_early_khz={} {}", khz, config.append)));
+  config.accelerator = Accelerator::kvm;
+  EXPECT_TRUE(has(config.append));
 }
 
 TEST(Accelerator, KvmOnlyWithHardwareAndDevice) {
