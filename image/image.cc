@@ -53,14 +53,17 @@ std::shared_ptr<const Image::State> Image::state() const {
 }
 
 Result<std::shared_ptr<Image>> Image::of_file(const std::string& path, uint64_t size_bytes,
-                                              bool owned) {
+                                              bool owned, Holes holes) {
   // Not owned until all is well: a failure leaves the file to the caller.
   SNOW_ASSIGN(auto layer, FileLayer::open(path, false));
   if (layer->size_bytes() < size_bytes) {
     return fail(Code::corrupt, "image {}: the file has {} bytes where {} are expected: truncated?",
                 path, layer->size_bytes(), size_bytes);
   }
-  SNOW_ASSIGN(const std::vector<Range> ranges, layer->data_ranges());
+  std::vector<Range> ranges = {{0, size_bytes}};
+  if (holes == Holes::are_found) {
+    SNOW_ASSIGN(ranges, layer->data_ranges());
+  }
   std::vector<Extent> extents;
   for (const Range& range : ranges) {
     if (range.offset >= size_bytes) break;

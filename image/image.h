@@ -31,9 +31,12 @@ class Image : public Content {
   ~Image() override;
 
   // One file as it is: holes are zero, what lies after `size_bytes` is not shown. A file that is
-  // shorter is Code::corrupt. Costs a scan for holes (FileLayer::data_ranges).
+  // shorter is Code::corrupt, and still there. Finding the holes costs tens of ns per page of a
+  // tmpfs (FileLayer::data_ranges). Within a guest's pause do without: Holes::are_data makes the
+  // whole file one extent, holes are zeros that are read from it, and data_bytes() counts them.
+  enum class Holes { are_found, are_data };
   static Result<std::shared_ptr<Image>> of_file(const std::string& path, uint64_t size_bytes,
-                                                bool owned);
+                                                bool owned, Holes holes = Holes::are_found);
 
   // `top`'s extents over this image: sorted, without overlaps, within its size; their `layer` is
   // ignored, except kZeroLayer: explicit zeros. Layers that nothing shows any more are left out,

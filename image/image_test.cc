@@ -94,6 +94,10 @@ TEST_F(ImageTest, OfFileShowsDataAndHoles) {
   Bytes expected = bytes;
   expected.resize(8 * kPage);
   EXPECT_EQ(read_all(*image), expected);
+  const auto whole =
+      Image::of_file(folder_ / "a", 8 * kPage, false, Image::Holes::are_data).value();
+  EXPECT_EQ(whole->data_bytes(), 8 * kPage);
+  EXPECT_EQ(read_all(*whole), expected);
   const auto shorter = Image::of_file(folder_ / "a", kPage + 7, false).value();
   EXPECT_EQ(read_all(*shorter), Bytes(bytes.begin(), bytes.begin() + kPage + 7));
 }

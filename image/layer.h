@@ -54,7 +54,7 @@ class FileLayer : public Layer {
   void keep() override { owned_ = false; }
   void own() { owned_ = true; }  // the opposite
 
-  // The ranges that hold data, by SEEK_DATA; the rest are holes. Some 20 ns per page of a tmpfs.
+  // The ranges that hold data, by SEEK_DATA; the rest are holes.
   [[nodiscard]] Result<std::vector<Range>> data_ranges() const;
 
  private:
