@@ -25,7 +25,8 @@ class Device {
   explicit Device(Fd fd) : fd_(std::move(fd)) {}
 
   [[nodiscard]] int fd() const { return fd_.get(); }
-  void close() { fd_.reset(); }
+  // Gives the descriptor up without closing it.
+  [[nodiscard]] int release() { return fd_.release(); }
 
   // Reads the INIT of a new mount and answers it.
   Result<void> handshake();

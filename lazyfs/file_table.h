@@ -47,6 +47,7 @@ class LazyFile {
 
   std::atomic<uint64_t> waiting = 0;
   std::atomic<uint64_t> stored_bytes = 0;
+  std::atomic<bool> spoilt = false;  // written by somebody, and not yet dropped
 
  private:
   friend class FileTable;

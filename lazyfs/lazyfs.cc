@@ -18,6 +18,7 @@
 #include "lazyfs/device.h"
 #include "lazyfs/file_table.h"
 #include "lazyfs/mount.h"
+#include "lazyfs/notifier.h"
 #include "lazyfs/request_table.h"
 #include "lazyfs/server.h"
 
@@ -62,7 +63,7 @@ class LazyFsImpl final : public LazyFs {
         inherited_(options.fuse_fd >= 0),
         device_(std::move(fd)),
         table_(std::move(table)),
-        server_(device_, table_, files_) {}
+        server_(device_, notifier_, table_, files_) {}
 
   ~LazyFsImpl() override { server_.stop(); }
 
@@ -89,6 +90,7 @@ class LazyFsImpl final : public LazyFs {
   Device device_;
   RequestTable table_;
   FileTable files_;
+  Notifier notifier_{device_};
   Server server_;
   mutable std::mutex mutex_;  // guards started_ and the unbound files of table_
   bool started_ = false;
@@ -180,7 +182,8 @@ Result<void> LazyFsImpl::bind(uint64_t number, std::shared_ptr<Content> content)
 }
 
 Result<void> LazyFsImpl::drop_zeros(uint64_t number) {
-  const int error = device_.invalidate_pages(number);
+  const int error =
+      notifier_.run([number](Device& device) { return device.invalidate_pages(number); });
   if (error != 0 && error != ENOENT) {
     errno = error;
     return fail_errno(Code::host_failed, "lazy file {:x}: the kernel does not drop its pages",
@@ -196,7 +199,8 @@ Result<void> LazyFsImpl::drop_zeros(uint64_t number) {
 void LazyFsImpl::remove(uint64_t number) {
   const auto file = files_.take_name(number);
   if (!file) return;
-  device_.invalidate_name(file_name(number));
+  notifier_.run(
+      [name = file_name(number)](Device& device) { return device.invalidate_name(name); });
   {
     const std::lock_guard lock(mutex_);
     if (file->content() == nullptr) table_.forget_unbound(number);
@@ -223,10 +227,11 @@ Result<void> LazyFsImpl::store(uint64_t number, uint64_t offset, std::span<const
   data = data.first(std::min<uint64_t>(data.size(), file->size - std::min(file->size, offset)));
   while (!data.empty()) {
     const auto part = data.first(std::min(data.size(), kStoreBytes));
-    int error = device_.store(number, offset, part);
+    const auto store_part = [&](Device& device) { return device.store(number, offset, part); };
+    int error = notifier_.run(store_part);
     struct stat status {};
     if (error == ENOENT && stat(path(number).c_str(), &status) == 0) {
-      error = device_.store(number, offset, part);  // the kernel had not looked the file up yet
+      error = notifier_.run(store_part);  // the kernel had not looked the file up yet
     }
     if (error != 0) {
       errno = error;

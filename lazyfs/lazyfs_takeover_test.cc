@@ -198,6 +198,54 @@ TEST_P(TakeoverTest, RemovedFileOfAnEarlierDaemonStaysUntilForgotten) {
   while (!watch.expired()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
+// A daemon that waits in the kernel for a read of its own cannot be killed; what it holds goes away
+// all the same, so that the next daemon may come and answer the read.
+TEST_P(TakeoverTest, KilledWhileItWaitsInTheKernel) {
+  const pid_t pid = fork();
+  if (pid == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    told_.reset();
+    auto fs = LazyFs::open(options_);
+    if (!fs || !(*fs)->add(7, kSize) ||
+        !(*fs)->bind(7, std::make_shared<StuckContent>(tell_.get())) || !(*fs)->start()) {
+      _exit(2);
+    }
+    if (write(tell_.get(), "s", 1) != 1) _exit(2);
+    for (;;) {
+      // Waits for ever as soon as a page of the file is being read.
+      std::vector<std::byte> page(kPage);
+      fill_pattern(5 * kPage, page, 1);
+      if (!(*fs)->store(7, 5 * kPage, page)) _exit(2);
+      usleep(1000);
+      const Fd fd(::open(file(7).c_str(), O_RDWR | O_CLOEXEC));
+      posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+    }
+  }
+  Child daemon(pid);
+  tell_.reset();
+  ASSERT_NO_FATAL_FAILURE(wait_told(1));
+  const Fd fd(::open(file(7).c_str(), O_RDWR | O_CLOEXEC));
+  ASSERT_TRUE(fd);
+  posix_fadvise(fd.get(), 0, 0, POSIX_FADV_RANDOM);
+  std::atomic<bool> killed = false;
+  auto word = std::async(std::launch::async, [&] {
+    uint64_t value = 0;
+    do {  // finds what the daemon stored, until the page is gone and a read really waits
+      value = read_word(fd.get(), 5 * kPage);
+    } while (!killed && value == pattern(5 * kPage, 1));
+    return value;
+  });
+  ASSERT_NO_FATAL_FAILURE(wait_told(1));
+  usleep(20'000);  // now the daemon most likely waits, too
+  ::kill(pid, SIGKILL);
+  killed = true;
+  char byte = 0;
+  EXPECT_EQ(read(told_.get(), &byte, 1), 0) << "its end of the pipe is closed";
+  ASSERT_NO_FATAL_FAILURE(take_over(1));
+  start();
+  EXPECT_EQ(word.get(), pattern(5 * kPage, 1));
+}
+
 // Daemons are killed at random moments while readers go on; no read may fail or show wrong bytes.
 TEST_P(TakeoverTest, ReadersNoticeNothingOfManyKills) {
   const auto serve = [this] {

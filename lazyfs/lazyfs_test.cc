@@ -126,6 +126,19 @@ TEST_F(LazyFsTest, WritesAreRefusedButHolesMayBePunched) {
   EXPECT_EQ(read_word(fd.get(), 9 * kPage), pattern(9 * kPage, 1));
 }
 
+TEST_F(LazyFsTest, WhatIsWrittenThroughASharedMappingGoesAway) {
+  ASSERT_NO_FATAL_FAILURE(start_fs());
+  add_pattern(7, 16 * kPage);
+  const Fd fd = open_file(7);
+  const Mapping victim(fd.get(), 16 * kPage);
+  const Mapping shared(fd.get(), 16 * kPage, MAP_SHARED);
+  shared.data()[3 * kPage] = std::byte{0x66};
+  EXPECT_LT(msync(shared.data(), 16 * kPage, MS_SYNC), 0);
+  while (victim.word(3 * kPage) != pattern(3 * kPage, 1)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 TEST_F(LazyFsTest, UnboundReadsZerosUntilBound) {
   ASSERT_NO_FATAL_FAILURE(start_fs());
   ASSERT_TRUE(fs_->add(7, 8 * kPage));

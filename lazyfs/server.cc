@@ -290,6 +290,7 @@ void Server::dispatch(const Request& request) {
       device_.answer_error(unique, 0);
       return;
     case FUSE_WRITE:
+      return refuse_write(request);
     case FUSE_SETATTR:
     case FUSE_CREATE:
     case FUSE_MKNOD:
@@ -370,6 +371,25 @@ void Server::allocate(const Request& request) {
   const auto in = request.in<fuse_fallocate_in>();
   const bool hole = in.mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
   device_.answer_error(request.header.unique, hole ? 0 : EROFS);
+}
+
+// A write(2) leaves no trace. What was written through a shared mapping is in the page cache that
+// all VMs share: no lawful user does that, and the kernel has no way to forbid it to someone who
+// may open the file for writing, as QEMU must. So it is told and dropped when it is written back.
+void Server::refuse_write(const Request& request) {
+  const auto in = request.in<fuse_write_in>();
+  const auto file = files_.find(request.header.nodeid);
+  device_.answer_error(request.header.unique, EROFS);
+  if (!file || (in.write_flags & FUSE_WRITE_CACHE) == 0) return;
+  log_failure(
+      fmt::format("lazyfs: file {:x}: {} bytes at {} were written through a shared mapping; "
+                  "its cached pages are dropped",
+                  file->number, in.size, in.offset));
+  if (file->spoilt.exchange(true)) return;
+  notifier_.post([file](Device& device) {
+    file->spoilt = false;
+    return device.invalidate_pages(file->number);
+  });
 }
 
 void Server::forget(uint64_t number, uint64_t lookups) {

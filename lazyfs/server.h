@@ -22,14 +22,15 @@
 
 #include "lazyfs/device.h"
 #include "lazyfs/file_table.h"
+#include "lazyfs/notifier.h"
 #include "lazyfs/request_table.h"
 
 namespace snow {
 
 class Server {
  public:
-  Server(Device& device, RequestTable& table, FileTable& files)
-      : device_(device), table_(table), files_(files) {}
+  Server(Device& device, Notifier& notifier, RequestTable& table, FileTable& files)
+      : device_(device), notifier_(notifier), table_(table), files_(files) {}
   ~Server() { stop(); }
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
@@ -55,9 +56,11 @@ class Server {
   void get_attributes(const Request& request);
   void read_folder(Worker& worker, const Request& request);
   void allocate(const Request& request);
+  void refuse_write(const Request& request);
   void log_failure(const std::string& text);
 
   Device& device_;
+  Notifier& notifier_;
   RequestTable& table_;
   FileTable& files_;
   std::atomic<bool> stopping_ = false;
