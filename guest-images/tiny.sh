@@ -10,6 +10,13 @@ done
 cp "$HERE/files/tiny/init" "$root/init"
 chmod 755 "$root/init"
 cp "$HERE/files/tiny/inittab" "$root/etc/inittab"
+for command in poweroff reboot halt; do
+  rm -f "$root/sbin/$command"
+  cp "$HERE/files/tiny/off" "$root/sbin/$command"
+  chmod 755 "$root/sbin/$command"
+done
+mkdir -p "$root/etc/acpi/PWRF"
+ln -s /sbin/poweroff "$root/etc/acpi/PWRF/00000080"
 echo tiny >"$root/etc/hostname"
 echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
@@ -28,7 +35,7 @@ done
 # Drivers in the order in which they are loaded; every file needs only those before it.
 modules="virtio/virtio_ring virtio/virtio virtio/virtio_mmio virtio/virtio_pci_modern_dev
   virtio/virtio_pci_legacy_dev virtio/virtio_pci char/virtio_console block/virtio_blk
-  char/hw_random/virtio-rng virtio/virtio_balloon acpi/button"
+  char/hw_random/virtio-rng input/evdev acpi/button"
 network="net/core/failover drivers/net/net_failover drivers/net/virtio_net"
 for module in $modules; do
   cp "$IMAGES/kernel/modules/kernel/drivers/$module.ko" "$root/lib/modules/"
@@ -47,7 +54,7 @@ cat >image.json <<'EOF'
 {
   "memory": 134217728,
   "cpus": 1,
-  "append": "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check random.trust_cpu=on tsc=reliable",
+  "append": "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check random.trust_cpu=on tsc=reliable cryptomgr.notests 8250.nr_uarts=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1 init_on_alloc=0 nowatchdog",
   "kernel": "kernel",
   "initrd": "initrd",
   "disk": "disk.raw"
