@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "guest/agent/freezer.h"
 #include "guest/agent/identity.h"
 #include "guest/agent/program.h"
 
@@ -41,6 +42,16 @@ TEST(Params, AreLinesThatAShellCanSource) {
   EXPECT_NE(text.find("PARAM_A='b c'\n"), std::string::npos);
   EXPECT_NE(text.find("PARAM_x_y=z\n"), std::string::npos);
   EXPECT_EQ(text.find("entropy"), std::string::npos);
+}
+
+// A kernel thread in the cgroup snow-guest kept it from ever being frozen.
+TEST(KernelThread, IsToldFromAProcess) {
+  EXPECT_FALSE(is_kernel_thread("self"));
+  EXPECT_FALSE(is_kernel_thread("no such process"));
+  if (read_small_file("/proc/2/comm").value_or("") != "kthreadd\n") {
+    GTEST_SKIP() << "no kernel thread can be seen in this PID namespace";
+  }
+  EXPECT_TRUE(is_kernel_thread("2"));
 }
 
 TEST(Mac, RefusesWhatIsNoAddress) {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 
 namespace snow::guest {
 
@@ -30,6 +31,16 @@ std::string own_top_level_cgroup() {
 }
 
 }  // namespace
+
+bool is_kernel_thread(const std::string& pid) {
+  constexpr unsigned long kKernelThread = 0x00200000;  // PF_KTHREAD of linux/sched.h
+  const std::string text = read_small_file("/proc/" + pid + "/stat").value_or("");
+  const size_t name_end = text.rfind(')');
+  if (name_end == std::string::npos) return false;
+  const auto parts = split(std::string_view(text).substr(name_end + 1), ' ');
+  // "", state, parent, group, session, terminal, its group, flags
+  return parts.size() > 7 && (strtoul(parts[7].c_str(), nullptr, 10) & kKernelThread) != 0;
+}
 
 Freezer::Freezer(const std::string& root) {
   if (root == "none") {
@@ -72,8 +83,7 @@ void Freezer::find_root() {
   }
 }
 
-// Twice, for what was forked meanwhile. Kernel threads cannot be moved; the write says so, and they
-// stay.
+// Twice, for what was forked meanwhile.
 void Freezer::move_processes() {
   const std::string group = root_ + "/snow-guest";
   if (mkdir(group.c_str(), 0755) != 0 && errno != EEXIST) {
@@ -86,7 +96,8 @@ void Freezer::move_processes() {
     const auto processes = read_small_file(root_ + "/cgroup.procs");
     if (!processes) return;
     for (const std::string& pid : split(*processes, '\n')) {
-      if (!pid.empty() && pid != self) (void)!write(target.get(), pid.data(), pid.size());
+      if (pid.empty() || pid == self || is_kernel_thread(pid)) continue;
+      (void)!write(target.get(), pid.data(), pid.size());
     }
   }
 }

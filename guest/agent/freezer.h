@@ -11,6 +11,10 @@
 
 namespace snow::guest {
 
+// Most kernel threads can be moved into a cgroup, but none freezes: with one in it, a cgroup never
+// counts as frozen. So they stay where they are.
+bool is_kernel_thread(const std::string& pid);
+
 class Freezer {
  public:
   // `root`: empty: /sys/fs/cgroup, mounted if nothing is; a directory: its child cgroups are what
