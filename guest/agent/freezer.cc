@@ -56,6 +56,12 @@ Freezer::Freezer(const std::string& root) {
   }
   if (root.empty()) {
     own_ = own_top_level_cgroup();
+    // An agent that is started again by a script finds itself among those that its predecessor
+    // moved.
+    if ((own_ == "snow-guest" || own_ == "snow-exec") &&
+        write_small_file(root_ + "/cgroup.procs", "0") == 0) {
+      own_.clear();
+    }
     if (own_.empty()) move_processes();
   }
   mkdir((root_ + "/snow-exec").c_str(), 0755);
