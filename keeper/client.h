@@ -23,7 +23,7 @@ namespace snow {
 // read-only root made of the host's /usr, /lib*, /bin, /etc/ld.so.cache and what `binds` adds; its
 // own user; its own cgroup where cgroup v2 can be written.
 struct Bind {
-  std::string source;  // on the host: a file or folder
+  std::string source;  // on the host: a file or folder; no symbolic link anywhere in its path
   std::string target;  // absolute, in the jail; made by the keeper
   bool writable = false;
 };
@@ -73,7 +73,9 @@ class Keeper {
   // symbolic link, exec failed) names the step; nothing is left behind. on_exit may report a
   // process that ends at once before this returns.
   virtual Result<pid_t> spawn(const SpawnSpec& spec) = 0;
-  virtual Result<void> kill(pid_t pid) = 0;  // SIGKILL; the exit is reported as any other
+  // SIGKILL, to a held process too; the exit is reported as any other. Fine if it has ended
+  // already.
+  virtual Result<void> kill(pid_t pid) = 0;
   virtual Result<std::vector<KeptProcess>> list() = 0;
   virtual void forget(pid_t pid) = 0;  // an exited process leaves the listing
 

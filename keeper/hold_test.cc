@@ -12,6 +12,7 @@ namespace {
 
 // Started as a jailed process by this very test program (see main below): several threads, and a
 // pattern in memory whose address it prints.
+constexpr char kAddressIs[] = "the pattern is at 0x";
 constexpr char kPattern[] = "a held process keeps its memory";
 
 class Hold : public KeeperTest {
@@ -28,9 +29,10 @@ class Hold : public KeeperTest {
     EXPECT_TRUE(pid) << pid.error().message;
     Target target{pid.value_or(0), 0};
     EXPECT_TRUE(eventually([&] {
-      const auto text = read_file(run_dir_ + "/" + id + ".log").value_or("");
-      if (text.empty() || text.back() != '\n') return false;
-      target.address = std::strtoull(text.c_str(), nullptr, 16);
+      const std::string text = log_of(id);
+      const size_t at = text.find(kAddressIs);
+      if (at == std::string::npos || text.find('\n', at) == std::string::npos) return false;
+      target.address = std::strtoull(text.c_str() + at + strlen(kAddressIs), nullptr, 16);
       return true;
     })) << log_of(id);
     return target;
@@ -48,8 +50,15 @@ class Hold : public KeeperTest {
     const auto stat = read_file("/proc/" + std::to_string(pid) + "/stat").value_or(") -");
     return stat.at(stat.rfind(')') + 2);
   }
-  static bool stops_at_exit(pid_t pid) {
-    return eventually([&] { return state_of(pid) == 't'; });
+  // The state alone does not tell: a signal on its way to a held process stops it for a moment,
+  // too.
+  [[nodiscard]] bool stops_at_exit(pid_t pid) const {
+    const std::string wanted = "process " + std::to_string(pid) + " (";
+    return eventually([&] {
+      const std::string log = read_file(run_dir_ + "/keeper.log").value_or("");
+      const size_t at = log.find(wanted);
+      return at != std::string::npos && log.find("was ended while it is held", at) != log.npos;
+    });
   }
 };
 
@@ -159,7 +168,7 @@ int be_held() {
       for (;;) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }).detach();
   }
-  std::printf("%zx\n", reinterpret_cast<size_t>(&pattern[0]));
+  std::printf("%s%zx\n", kAddressIs, reinterpret_cast<size_t>(&pattern[0]));
   std::fflush(stdout);
   for (;;) ::pause();
 }
