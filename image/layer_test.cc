@@ -290,7 +290,6 @@ TEST_F(DeltaLayerTest, ReadersGoOnWhileItSwitches) {
 }
 
 TEST_F(DeltaLayerTest, ReadsOutsideItsRangesAreABug) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto layer = make(folder_ / "delta");
   Bytes bytes(2 * kPage);
   EXPECT_DEATH((void)layer->read(2 * kPage, bytes), "covers");
