@@ -1,47 +1,14 @@
 # debian: Debian 12 with systemd, Python and SQLite, the agent as a service, root logged in on the
 # serial console. For the demo, and as the guest that people know.
-packages="systemd-sysv,udev,kmod,dbus,acpid,iproute2,procps,python3,sqlite3,wamerican,busybox,zstd"
-packages="$packages,initramfs-tools,linux-image-cloud-amd64"
 root=$TMPDIR/root
-
-# The initrd: only what finds the disk, on either machine type.
-mkdir -p "$TMPDIR/initramfs"
-cat >"$TMPDIR/initramfs/modules" <<'EOF'
-virtio_mmio
-virtio_pci
-virtio_blk
-EOF
-cat >"$TMPDIR/initramfs/conf" <<'EOF'
-MODULES=list
-BUSYBOX=auto
-COMPRESS=zstd
-COMPRESSLEVEL=3
-RESUME=none
-FSTYPE=ext4
-EOF
-
-# Debian's own sources (the host's may name others); the host's proxy settings apply.
-mmdebstrap --quiet --variant=minbase --include="$packages" \
-  --aptopt='Apt::Install-Recommends "false"' \
-  --dpkgopt='path-exclude=/usr/share/man/*' \
-  --dpkgopt='path-exclude=/usr/share/locale/*' \
-  --dpkgopt='path-exclude=/usr/share/doc/*' \
-  --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-  --essential-hook="mkdir -p \"\$1/etc/initramfs-tools/conf.d\"" \
-  --essential-hook="copy-in '$TMPDIR/initramfs/modules' /etc/initramfs-tools" \
-  --essential-hook="cp '$TMPDIR/initramfs/conf' \"\$1/etc/initramfs-tools/conf.d/snow\"" \
-  bookworm "$root" \
-  'deb http://deb.debian.org/debian bookworm main' \
-  'deb http://deb.debian.org/debian bookworm-updates main' \
-  'deb http://deb.debian.org/debian-security bookworm-security main'
+mkdir "$root"
+tar -C "$root" --numeric-owner --xattrs -xpf "$IMAGES/debian-base/root.tar"
 
 echo debian >"$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 debian\n' >"$root/etc/hosts"
-echo '/dev/vda / ext4 rw,noatime 0 1' >"$root/etc/fstab"
+echo '# The kernel command line names the root file system.' >"$root/etc/fstab"
 : >"$root/etc/machine-id"   # each VM makes its own
 rm -f "$root/var/lib/dbus/machine-id" "$root/etc/resolv.conf"
-rm -rf "$root/var/lib/apt/lists" "$root/var/cache/apt" "$root/var/cache/debconf"
-mkdir -p "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial"
 chroot "$root" passwd -d root
 cp -a "$HERE/files/debian/." "$root/"
 cp -a "$IMAGES/guest/test" "$root/opt/test"
@@ -64,14 +31,15 @@ systemctl --root="$root" mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-ba
   dev-hugepages.mount dev-mqueue.mount modprobe@drm.service modprobe@fuse.service \
   modprobe@configfs.service systemd-journal-flush.service systemd-journal-catalog-update.service \
   systemd-update-done.service ldconfig.service systemd-hwdb-update.service console-setup.service \
-  keyboard-setup.service systemd-network-generator.service systemd-binfmt.service
-systemctl --root="$root" enable acpid.service
+  keyboard-setup.service systemd-network-generator.service systemd-binfmt.service \
+  modprobe@dm_mod.service modprobe@loop.service modprobe@efi_pstore.service \
+  systemd-modules-load.service systemd-logind.service systemd-remount-fs.service
+systemctl --root="$root" enable acpid.service serial-getty@ttyS0.service
 [ ! -f "$root/lib/systemd/system/snow-agent.service" ] ||
   systemctl --root="$root" enable snow-agent.service
 
-python3 "$HERE/extract_vmlinux.py" "$root"/boot/vmlinuz-* kernel
-cp "$root"/boot/initrd.img-* initrd
-rm -rf "${root:?}"/boot/* "$root/vmlinuz" "$root/initrd.img" "$root/vmlinuz.old" "$root/initrd.img.old"
+ln "$IMAGES/debian-base/kernel" kernel
+ln "$IMAGES/debian-base/initrd" initrd
 rm -rf "${root:?}"/dev/* "${root:?}"/tmp/* "${root:?}"/run/*
 truncate -s 2G disk.raw
 mke2fs -q -t ext4 -L root -E lazy_itable_init=1,lazy_journal_init=1 -d "$root" disk.raw
@@ -79,7 +47,7 @@ cat >image.json <<'EOF'
 {
   "memory": 536870912,
   "cpus": 1,
-  "append": "console=ttyS0 root=/dev/vda rw quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check random.trust_cpu=on tsc=reliable fsck.mode=skip cryptomgr.notests 8250.nr_uarts=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1 nowatchdog",
+  "append": "console=ttyS0 root=/dev/vda rw rootflags=noatime quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check random.trust_cpu=on tsc=reliable fsck.mode=skip cryptomgr.notests 8250.nr_uarts=1 audit=0 apparmor=0 rcupdate.rcu_expedited=1 nowatchdog",
   "kernel": "kernel",
   "initrd": "initrd",
   "disk": "disk.raw"

@@ -2,7 +2,8 @@
 # ext4 disk. For tests.
 root=$TMPDIR/root
 mkdir -p "$root/bin" "$root/sbin" "$root/usr/bin" "$root/usr/sbin" "$root/etc" "$root/lib/modules" \
-  "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/root" "$root/data" "$root/opt"
+  "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/root" "$root/data" "$root/opt" "$root/var/log"
+ln -s /run "$root/var/run"
 cp /bin/busybox "$root/bin/busybox"
 for applet in $(/bin/busybox --list-full); do
   [ "$applet" = bin/busybox ] || ln -s /bin/busybox "$root/$applet"
