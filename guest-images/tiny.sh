@@ -17,7 +17,8 @@ for command in poweroff reboot halt; do
   chmod 755 "$root/sbin/$command"
 done
 mkdir -p "$root/etc/acpi/PWRF"
-ln -s /sbin/poweroff "$root/etc/acpi/PWRF/00000080"
+printf '#!/bin/sh\nexec /sbin/poweroff\n' >"$root/etc/acpi/PWRF/00000080"
+chmod 755 "$root/etc/acpi/PWRF/00000080"
 echo tiny >"$root/etc/hostname"
 echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
