@@ -22,20 +22,20 @@ namespace snow {
 // Who a thawed guest is; becomes the fields of `resume`.
 struct Identity {
   bool changed = true;  // false: a freeze was given up, the same machine goes on
-  std::string id;       // VM id
-  std::string name;
-  std::string ticket;
-  unsigned index = 0;  // 0: the parent
-  unsigned count = 0;  // clones of this fork
-  std::string parent;  // VM id
+  std::string id = {};  // VM id
+  std::string name = {};
+  std::string ticket = {};
+  unsigned index = 0;       // 0: the parent
+  unsigned count = 0;       // clones of this fork
+  std::string parent = {};  // VM id
   unsigned generation = 0;
-  std::string image;
-  std::string uuid;
-  std::string hostname;  // empty: unchanged
+  std::string image = {};
+  std::string uuid = {};
+  std::string hostname = {};  // empty: unchanged
   bool new_machine_id = false;
-  std::string mac;
-  std::map<std::string, std::string> parameters;   // --param
-  std::map<std::string, std::string> environment;  // --env
+  std::string mac = {};
+  std::map<std::string, std::string> parameters = {};   // --param
+  std::map<std::string, std::string> environment = {};  // --env
 };
 
 // What the agent did after a thaw; "ok", "none", or what failed. Times in microseconds.
@@ -68,10 +68,10 @@ class GuestStream {
 };
 
 struct ExecRequest {
-  std::vector<std::string> argv;
-  std::map<std::string, std::string> environment;
-  std::string directory;  // empty: /
-  std::string user;       // empty: root
+  std::vector<std::string> argv = {};
+  std::map<std::string, std::string> environment = {};
+  std::string directory = {};  // empty: /
+  std::string user = {};       // empty: root
   bool terminal = false;
   unsigned rows = 24, columns = 80;
 };
@@ -94,9 +94,9 @@ class GuestCall {
 class GuestLink {
  public:
   struct Callbacks {
-    std::function<void()> on_hello;                           // the agent is there
-    std::function<void(std::shared_ptr<GuestCall>)> on_call;  // whole, with its payload
-    std::function<void()> on_closed;                          // QEMU closed the socket
+    std::function<void()> on_hello = {};                           // the agent is there
+    std::function<void(std::shared_ptr<GuestCall>)> on_call = {};  // whole, with its payload
+    std::function<void()> on_closed = {};                          // QEMU closed the socket
   };
   enum class Start {
     boot,  // asks for a hello until one comes
