@@ -22,23 +22,12 @@ void timed(Steps& steps, const char* name, int64_t since_ns) {
   steps.emplace_back(name, static_cast<double>(monotonic_ns() - since_ns) / 1e6);
 }
 
-void keep_file(Layer& layer) {
-  if (auto* file = dynamic_cast<FileLayer*>(&layer)) file->keep();
-  if (auto* delta = dynamic_cast<DeltaLayer*>(&layer)) delta->keep();
-}
-
 std::vector<Extent> extents_of(const std::vector<Range>& ranges) {
   std::vector<Extent> extents;
   extents.reserve(ranges.size());
   for (const Range& range : ranges)
     extents.push_back({range.offset, range.length, 0, range.offset});
   return extents;
-}
-
-uint64_t total(const std::vector<Range>& ranges) {
-  uint64_t bytes = 0;
-  for (const Range& range : ranges) bytes += range.length;
-  return bytes;
 }
 
 }  // namespace
@@ -50,10 +39,15 @@ Result<std::shared_ptr<Image>> Frozen::build_memory() {
   const auto& base = source_->ground().memory;
   if (!base) {
     SNOW_ASSIGN(ram_, FileLayer::open(source_->ram_path(), true));
-    SNOW_ASSIGN(const std::vector<Range> ranges, ram_->data_ranges());
-    delta_bytes_ = total(ranges);
+    // Shown as one piece: its holes read as zeros all the same, and finding them would cost some
+    // 20 ms per GiB in the middle of a pause.
+    const Range all{0, config_.memory_bytes};
+    struct stat status {};
+    if (::stat(source_->ram_path().c_str(), &status) == 0) {
+      delta_bytes_ = static_cast<uint64_t>(status.st_blocks) * 512;
+    }
     const Image nothing(config_.memory_bytes, {}, ExtentMap());
-    return nothing.with_layer(ram_, extents_of(ranges));
+    return nothing.with_layer(ram_, extents_of({all}));
   }
   SNOW_TRY(context_.keeper->hold(source_->pid()));
   SNOW_ASSIGN(const PrivatePages pages,
@@ -71,7 +65,7 @@ Result<std::shared_ptr<Image>> Frozen::build_disk() {
   auto made = [&]() -> Result<std::shared_ptr<Image>> {
     const Fd fd(::open(source_->overlay_path().c_str(), O_RDONLY | O_CLOEXEC));
     if (!fd) return fail_errno(Code::host_failed, "{}: cannot open", source_->overlay_path());
-    SNOW_ASSIGN(const Qcow2Map map, read_qcow2_map(fd.get(), source_->overlay_path()));
+    SNOW_ASSIGN(const Qcow2Map map, read_qcow2_map(fd.get(), source_->overlay_path(), base->size()));
     if (map.virtual_size != base->size()) {
       return fail(Code::corrupt, "{}: {} bytes, its image has {}", source_->overlay_path(),
                   map.virtual_size, base->size());
@@ -139,7 +133,7 @@ Frozen::~Frozen() {
   const bool leaving = context_.leaving;
   for (const auto& file : {ground_.memory, ground_.disk}) {
     if (!leaving || !file || !file->image()) continue;
-    for (const auto& layer : file->image()->layers()) keep_file(*layer);
+    for (const auto& layer : file->image()->layers()) layer->keep();
   }
   if (leaving) return;
   if (recorded_) {
@@ -189,12 +183,12 @@ Result<void> Frozen::settle(const std::function<bool()>& between,
                             const std::function<bool(const Layer&)>& is_private) {
   if (settled_) return {};
   if (delta_ && !delta_->copied()) SNOW_TRY(delta_->copy_out(kCopyStep, between));
-  // What was merged before is not there again: the image is written as it is now.
+  std::vector<std::shared_ptr<Layer>> replaced;  // their files stay until the record is written
   SNOW_TRY(ground_.memory->image()->merge_layers(
-      kLayerLimit, context_.ram_dir() + "/" + id_ + ".merged", is_private));
+      kLayerLimit, context_.ram_dir() + "/" + id_ + ".merged", is_private, &replaced));
   if (ground_.disk) {
     SNOW_TRY(ground_.disk->image()->merge_layers(
-        kLayerLimit, context_.disk_dir() + "/" + id_ + ".merged", is_private));
+        kLayerLimit, context_.disk_dir() + "/" + id_ + ".merged", is_private, &replaced));
   }
   SNOW_TRY(write_map());
   source_->give_away_overlay();

@@ -40,6 +40,12 @@ Result<std::unique_ptr<Host>> Host::open(const Settings& settings) {
 HostImpl::HostImpl(const Settings& settings) {
   context_.settings = settings;
   auto& s = context_.settings;
+  // The keeper binds no path that has a symbolic link in it.
+  std::error_code error;
+  for (std::string* path : {&s.state_dir, &s.run_dir}) {
+    const auto canonical = std::filesystem::weakly_canonical(*path, error);
+    if (!error) *path = canonical.string();
+  }
   if (s.memory_limit_bytes == 0) s.memory_limit_bytes = 4 * host_memory_bytes();
   if (s.vcpu_limit == 0) s.vcpu_limit = 64 * std::max(1u, std::thread::hardware_concurrency());
 }
@@ -141,7 +147,9 @@ Result<void> HostImpl::open_services() {
   SNOW_ASSIGN(const Fd fuse, context_.keeper->fuse_fd());
   SNOW_ASSIGN(const Fd table, context_.keeper->table_fd());
   LazyFs::Options options;
-  options.mount_point = settings.run_dir + "/lazy";
+  // FUSE asks nobody's rights here (QEMUs have users of their own): the folder above is closed.
+  SNOW_TRY(make_folders(settings.run_dir + "/lazy", 0700));
+  options.mount_point = settings.run_dir + "/lazy/mnt";
   options.fuse_fd = fuse.get();
   options.table_fd = table.get();
   options.use_resend = settings.use_resend;
@@ -565,7 +573,7 @@ Result<nlohmann::json> HostImpl::info() {
         {"reason", accelerator_.reason}}},
       {"qemu", {{"path", settings.qemu}, {"version", qemu_version_}}},
       {"keeper", {{"pid", 0}}},
-      {"lazyfs", {{"mount", settings.run_dir + "/lazy"}, {"resend", settings.use_resend}}}};
+      {"lazyfs", {{"mount", settings.run_dir + "/lazy/mnt"}, {"resend", settings.use_resend}}}};
 }
 
 }  // namespace snow
