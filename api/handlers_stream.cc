@@ -10,8 +10,8 @@
 namespace snow::handlers {
 namespace {
 
-constexpr int kEventWaitMs = 1000;   // a stop of the daemon waits no longer than this
-constexpr int kHeartbeatTurns = 10;  // an empty line after so many waits without events
+constexpr int kEventWaitMs = 1000;  // a stop of the daemon waits no longer than this
+constexpr int kHeartbeatTurns = 3;  // an empty line after so many waits without events
 
 Result<void> need_upgrade(const Call& call) {
   if (call.upgrade) return {};
