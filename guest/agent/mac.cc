@@ -85,8 +85,12 @@ std::string set_mac(const std::string& mac) {
   ifreq flags{};
   name.copy(address.ifr_name, IFNAMSIZ - 1);
   name.copy(flags.ifr_name, IFNAMSIZ - 1);
-  address.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+  if (ioctl(fd.get(), SIOCGIFHWADDR, &address) != 0) {
+    return "mac of " + name + ": " + error_text(errno);
+  }
+  const ifreq before = address;
   for (int i = 0; i < 6; ++i) address.ifr_hwaddr.sa_data[i] = static_cast<char>(bytes[i]);
+  if (memcmp(before.ifr_hwaddr.sa_data, address.ifr_hwaddr.sa_data, 6) == 0) return "";
   if (ioctl(fd.get(), SIOCSIFHWADDR, &address) == 0) return "";
   if (errno != EBUSY || ioctl(fd.get(), SIOCGIFFLAGS, &flags) != 0) {
     return "mac of " + name + ": " + error_text(errno);

@@ -285,9 +285,20 @@ TEST_F(CallsTest, SnowInfoAndSnowExit) {
   EXPECT_EQ(exit.payload, "result\n");
 }
 
+// Python itself has no sanitizer's run time, which the library would need to come first.
+class PythonTest : public CallsTest {
+ protected:
+  void SetUp() override {
+#ifdef SNOW_SANITIZED
+    GTEST_SKIP() << "python3 cannot load a libsnow.so built with sanitizers";
+#endif
+    CallsTest::SetUp();
+  }
+};
+
 constexpr const char* kPython = "python3 -c '\nimport snow\n";
 
-TEST_F(CallsTest, PythonMapsInOrder) {
+TEST_F(PythonTest, MapsInOrder) {
   EXPECT_EQ(fork_of(std::string(kPython) +
                         "base = 100\nprint(snow.map(lambda x: base + x, range(7), n=3))'",
                     3),
@@ -296,7 +307,7 @@ TEST_F(CallsTest, PythonMapsInOrder) {
   EXPECT_EQ(out(), "[100, 101, 102, 103, 104, 105, 106]\n");
 }
 
-TEST_F(CallsTest, PythonRaisesAClonesExceptionAtTheJoin) {
+TEST_F(PythonTest, RaisesAClonesExceptionAtTheJoin) {
   EXPECT_EQ(fork_of(std::string(kPython) +
                         "def work(x):\n  return 10 // x\n"
                         "try:\n  snow.map(work, [1, 0], n=2)\n"
@@ -308,7 +319,7 @@ TEST_F(CallsTest, PythonRaisesAClonesExceptionAtTheJoin) {
   EXPECT_EQ(out(), "2 ZeroDivisionError True\n");
 }
 
-TEST_F(CallsTest, PythonSaysWhichCloneDied) {
+TEST_F(PythonTest, SaysWhichCloneDied) {
   EXPECT_EQ(
       parent_of(std::string(kPython) + "with snow.ticket(2) as t:\n  if t.clone(): snow.exit()\n"
                                        "  for r in t.join():\n"
@@ -320,7 +331,7 @@ TEST_F(CallsTest, PythonSaysWhichCloneDied) {
   EXPECT_EQ(out(), "1 crashed\n2 lost\n");
 }
 
-TEST_F(CallsTest, PythonFillsTheVcpusWithProcesses) {
+TEST_F(PythonTest, FillsTheVcpusWithProcesses) {
   EXPECT_EQ(fork_of(std::string(kPython) +
                         "print(snow.map(lambda x: x * 2, range(9), n=2, flags=snow.HIERARCHICAL))'",
                     2),
