@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # bootdisk: a disk with its own boot loader (syslinux on a FAT partition), as people import them:
 # the machine's BIOS starts it, no kernel is given from outside. Inside it is tiny. Made without
 # loop devices.

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # debian-base: what debian takes from the archive, before anything of ours is added: root.tar, the
 # kernel (uncompressed), the initrd. Apart, so that a change of the agent does not fetch Debian anew.
 packages="systemd-sysv,udev,kmod,dbus,acpid,iproute2,procps,python3,sqlite3,wamerican,busybox,zstd"

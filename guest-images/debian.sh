@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # debian: Debian 12 with systemd, Python and SQLite, the agent as a service, root logged in on the
 # serial console. For the demo, and as the guest that people know.
 root=$TMPDIR/root

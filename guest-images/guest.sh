@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # The agent, the guest library and commands (guest/), static where a program runs in tiny, as they
 # are installed: root/. And the test programs of tests/guest: test/.
 if [ -f "$TREE/guest/CMakeLists.txt" ]; then

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Debian's cloud kernel: vmlinux (uncompressed: no time is lost unpacking it in the guest), modules/.
 fetch() { apt-get download -qq "$(apt-cache depends linux-image-cloud-amd64 |
   awk '/Depends: linux-image/ { print $2; exit }')"; }

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # tiny: Debian's cloud kernel, busybox, the agent and the test programs in an initramfs; a 64 MiB
 # ext4 disk. For tests.
 root=$TMPDIR/root
