@@ -6,6 +6,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -15,6 +16,7 @@
 #include "api/server.h"
 #include "api/settings.h"
 #include "api/text.h"
+#include "base/fd.h"
 #include "base/file.h"
 #include "base/log.h"
 
