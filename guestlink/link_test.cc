@@ -52,7 +52,9 @@ TEST(LinkHello, AnotherVersionIsToldToBothSides) {
   const auto refused = peer.expect(Type::refused);
   EXPECT_EQ(Peer::fields(refused)["reason"], "this host speaks version 1");
   peer.hello();
-  EXPECT_TRUE(link->wait_for_agent(kLongMs) || link->wait_for_agent(kLongMs));
+  // The complaint ends each wait at once until the hello has been handled.
+  while (!link->wait_for_agent(kLongMs)) ::usleep(1000);
+  EXPECT_TRUE(link->has_agent());
 }
 
 TEST_F(LinkTest, ExecGoesOutAndComesBack) {
