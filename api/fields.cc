@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "api/text.h"
+#include "base/names.h"
 
 namespace snow {
 namespace {

@@ -24,7 +24,7 @@ class FieldReader {
   // Each leaves `into` as it is when the field is missing. Strings have no NUL.
   void text(const char* field, std::string& into, size_t most_bytes = 4096);
   void text(const char* field, std::optional<std::string>& into, size_t most_bytes = 4096);
-  void name(const char* field, std::string& into);  // is_name()
+  void name(const char* field, std::string& into);  // check_name()
   void path(const char* field, std::string& into);  // absolute
   void choice(const char* field, std::string& into, const std::vector<std::string>& choices);
   void flag(const char* field, bool& into);

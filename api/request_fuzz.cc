@@ -5,6 +5,7 @@
 #include "api/frame.h"
 #include "api/request.h"
 #include "api/text.h"
+#include "base/names.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace snow;
@@ -15,7 +16,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (const auto run = parse_run(body); run && run->image.empty() == run->from.empty()) abort();
       break;
     case 1:
-      if (const auto import = parse_import(body); import && !is_name(import->name)) abort();
+      if (const auto import = parse_import(body); import && !check_name("image", import->name))
+        abort();
       break;
     case 2:
       if (const auto fork = parse_fork(body, "web"); fork && fork->count > 65535) abort();
@@ -36,7 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       (void)parse_key_value("pair", body);
       break;
     case 7:
-      if (const auto name = parse_snapshot(body); name && !is_name(*name)) abort();
+      if (const auto name = parse_snapshot(body); name && !check_name("snapshot", *name)) abort();
       break;
     default: {
       FrameReader reader;

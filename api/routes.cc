@@ -8,6 +8,7 @@
 #include "api/handlers.h"
 #include "api/text.h"
 #include "base/log.h"
+#include "base/names.h"
 
 namespace snow {
 namespace {

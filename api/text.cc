@@ -88,19 +88,6 @@ Result<std::pair<std::string, std::string>> parse_key_value(std::string_view wha
   return std::pair(std::string(key), std::string(text.substr(at + 1)));
 }
 
-bool is_name(std::string_view text) {
-  return !text.empty() && text.size() <= 63 && text[0] != '_' && text[0] != '.' && text[0] != '-' &&
-         std::all_of(text.begin(), text.end(), is_word_character);
-}
-
-Result<void> check_name(std::string_view what, std::string_view text) {
-  if (is_name(text)) return {};
-  return fail(Code::invalid,
-              "{} '{}': a name has 1 to 63 letters, digits and _.-, and begins with a letter or "
-              "digit",
-              what, text.substr(0, 80));
-}
-
 std::string format_size(uint64_t bytes) {
   static constexpr std::array kSuffixes = {"", "K", "M", "G", "T", "P"};
   double value = static_cast<double>(bytes);

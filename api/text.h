@@ -29,10 +29,6 @@ bool is_key(std::string_view text);  // [A-Za-z0-9_.-]+
 Result<std::pair<std::string, std::string>> parse_key_value(std::string_view what,
                                                             std::string_view text);
 
-// Names of VMs, images and snapshots: [A-Za-z0-9][A-Za-z0-9_.-]{0,62}. They become file names.
-bool is_name(std::string_view text);
-Result<void> check_name(std::string_view what, std::string_view text);
-
 std::string format_size(uint64_t bytes);  // "512M", "1.5G", "0"
 
 }  // namespace snow

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "base/names.h"
+
 namespace snow {
 namespace {
 
@@ -51,11 +53,11 @@ TEST(Text, KeyAndValue) {
 }
 
 TEST(Text, NamesAreSafeAsFileNames) {
-  EXPECT_TRUE(is_name("web-1.x_Y"));
+  EXPECT_TRUE(check_name("VM", "web-1.x_Y"));
   for (const char* bad : {"", ".", "..", "-a", "_a", "a/b", "a b", "\xc3\xa4"})
-    EXPECT_FALSE(is_name(bad)) << bad;
-  EXPECT_TRUE(is_name(std::string(63, 'a')));
-  EXPECT_FALSE(is_name(std::string(64, 'a')));
+    EXPECT_FALSE(check_name("VM", bad)) << bad;
+  EXPECT_TRUE(check_name("VM", std::string(63, 'a')));
+  EXPECT_FALSE(check_name("VM", std::string(64, 'a')));
 }
 
 TEST(Text, Booleans) {

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/names.h"
 #include "vm/image_import.h"
 #include "vm/time_text.h"
 
@@ -20,10 +21,6 @@ constexpr std::string_view kTemporary = ".import-";
 constexpr uint64_t kBootFileLimit = uint64_t{2} << 30;  // bytes of a kernel or initrd
 constexpr size_t kAppendLimit = 2047;                   // what x86 Linux takes
 constexpr const char* kFiles[] = {"disk.raw", "kernel", "initrd"};
-
-bool is_word(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-}
 
 Result<void> check_request(const ImportRequest& request) {
   SNOW_TRY(check_name("image", request.name));
@@ -115,18 +112,6 @@ Result<StoredImage> load(const std::string& name, const std::string& folder) {
 }
 
 }  // namespace
-
-Result<void> check_name(std::string_view kind, std::string_view name) {
-  const bool good = !name.empty() && name.size() <= 63 && is_word(name.front()) &&
-                    std::all_of(name.begin(), name.end(), [](char c) {
-                      return is_word(c) || c == '_' || c == '.' || c == '-';
-                    });
-  if (good) return {};
-  return fail(Code::invalid,
-              "{} name '{}': it must begin with a letter or digit, go on with these, '_', '.' and "
-              "'-', and have at most 63 characters",
-              kind, name.substr(0, 80));
-}
 
 json to_json(const StoredImage& image) {
   return {{"name", image.name},      {"disk_size", image.size_bytes}, {"stored", image.bytes},
