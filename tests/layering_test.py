@@ -11,7 +11,8 @@ import sys
 LEVELS = [
     ["base"],
     ["image"],
-    ["lazyfs", "keeper", "qemu", "guest/channel"],
+    ["lazyfs", "qemu", "guest/channel"],
+    ["keeper"],
     ["guestlink"],
     ["vm"],
     ["api"],
