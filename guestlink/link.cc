@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "guestlink/session.h"
+#include "qemu/jail_files.h"
 
 namespace snow {
 namespace {
@@ -150,7 +151,7 @@ class Link : public GuestLink {
 
 Result<std::unique_ptr<GuestLink>> GuestLink::connect(const std::string& path, Callbacks callbacks,
                                                       Start start) {
-  SNOW_ASSIGN(Fd fd, connect_unix(path));
+  SNOW_ASSIGN(Fd fd, connect_jail_socket(path));
   auto caller = std::make_shared<LinkSession::Caller>();
   caller->callbacks = std::move(callbacks);
   auto session = std::make_shared<LinkSession>(std::move(caller), start);

@@ -16,6 +16,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "qemu/jail_files.h"
 
 namespace snow {
 namespace {
@@ -286,7 +287,7 @@ std::shared_ptr<ConsoleHub::Console> ConsoleHub::find(const std::string& vm) {
 
 Result<void> ConsoleHub::attach(const std::string& vm, const std::string& socket_path,
                                 const std::string& log_path) {
-  SNOW_ASSIGN(Fd fd, connect_unix(socket_path));
+  SNOW_ASSIGN(Fd fd, connect_jail_socket(socket_path));
   std::shared_ptr<Console> console;
   {
     const std::lock_guard lock(mutex_);

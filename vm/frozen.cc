@@ -65,7 +65,8 @@ Result<std::shared_ptr<Image>> Frozen::build_disk() {
   auto made = [&]() -> Result<std::shared_ptr<Image>> {
     const Fd fd(::open(source_->overlay_path().c_str(), O_RDONLY | O_CLOEXEC));
     if (!fd) return fail_errno(Code::host_failed, "{}: cannot open", source_->overlay_path());
-    SNOW_ASSIGN(const Qcow2Map map, read_qcow2_map(fd.get(), source_->overlay_path(), base->size()));
+    SNOW_ASSIGN(const Qcow2Map map,
+                read_qcow2_map(fd.get(), source_->overlay_path(), base->size()));
     if (map.virtual_size != base->size()) {
       return fail(Code::corrupt, "{}: {} bytes, its image has {}", source_->overlay_path(),
                   map.virtual_size, base->size());

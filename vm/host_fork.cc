@@ -122,7 +122,7 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
   const nlohmann::json record = {
       {"old", old->to_json()}, {"new", shell->to_json()}, {"agent", had_agent}};
   const auto moved = [&]() -> Result<void> {
-    SNOW_TRY(shell->connect_link(link_callbacks(vm)));
+    SNOW_TRY(shell->connect_link(link_callbacks(vm), GuestLink::Start::thaw));
     SNOW_TRY(context_.store->put("fork", vm->id, record));
     const int64_t pause_start = monotonic_ns();
     stopped = true;
@@ -276,6 +276,7 @@ Result<nlohmann::json> HostImpl::fork(const ForkRequest& request) {
 
 Result<nlohmann::json> HostImpl::fork_locked(const VmPtr& vm, const ForkRequest& request) {
   const int64_t start = monotonic_ns();
+  SNOW_TRY(check_parameters(request.parameters, vm->environment));
   std::unique_ptr<Reservation> reservation;
   TicketPtr ticket;
   ForkPlan plan;

@@ -1,6 +1,9 @@
 // The Host's implementation: the maps of everything and what ties them together. Split by subject:
-//   host_open.cc      start, take-over from an earlier daemon, stop
-//   host_vms.cc       run, list, pause, stop, kill, remove, exec, console
+//   host_open.cc      start and stop of the daemon's host, ends of processes
+//   host_restore.cc   take-over from an earlier daemon
+//   host_run.cc       run
+//   host_vms.cc       list, pause, stop, kill, remove
+//   host_access.cc    exec, files, console
 //   host_fork.cc      fork, step by step
 //   host_thaw.cc      bringing one clone up
 //   host_tickets.cc   reserve, give back, join, kill
@@ -100,17 +103,25 @@ class HostImpl : public Host {
   Result<nlohmann::json> run_image(const RunRequest& request);
   Result<MachineConfig> config_of(const RunRequest& request, const StoredImage& image);
   Result<std::shared_ptr<LazyFile>> image_disk(const StoredImage& image);
-  void save(const Vm& vm);                // to the record; logs a failure
-  void attach(const VmPtr& vm);           // QMP events, exits
-  Result<void> connect(const VmPtr& vm);  // guest link, console
+  void save(const Vm& vm);                                        // to the record; logs a failure
+  void attach(const VmPtr& vm);                                   // QMP events, exits
+  Result<void> connect(const VmPtr& vm, GuestLink::Start start);  // guest link, console
   Result<void> attach_console(const VmPtr& vm, const QemuProcess& process);
   void set_state(const VmPtr& vm, VmState state);
   void end_vm(const VmPtr& vm, VmState state,
               VmExit exit);        // operation held or not needed any more
   void kill_now(const VmPtr& vm);  // operation not needed
   void wait_for_agent(const VmPtr& vm);
-  Result<GuestLink*> agent_link(const VmPtr& vm);
-  Result<void> check_image_unused(const std::string& name);
+  static tl::unexpected<Error> ended_error(const Vm& vm);
+  // What an operation on a VM begins with; Vm::operation is held by the caller.
+  struct Live {
+    std::shared_ptr<QemuProcess> process;
+    VmState state = VmState::starting;
+    bool agent = false;
+  };
+  Result<Live> live(const VmPtr& vm);                                // Code::wrong_state once ended
+  Result<std::shared_ptr<QemuProcess>> with_agent(const VmPtr& vm);  // it has answered
+  void ask_to_shut_down(const Live& now, unsigned timeout_ms);
   std::string console_path(const Vm& vm) const;
   nlohmann::json describe(const VmPtr& vm);
 
@@ -230,7 +241,7 @@ class HostImpl : public Host {
   AcceleratorChoice accelerator_;
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<Settler> settler_;
-  bool stopping_ = false;
+  std::atomic<bool> stopping_ = false;  // set under mutex_
   std::thread ticker_;
 };
 

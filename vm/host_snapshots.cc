@@ -72,6 +72,7 @@ Result<nlohmann::json> HostImpl::run_snapshot(const RunRequest& request) {
                 "machine, network and accelerator cannot be chosen",
                 request.from);
   }
+  SNOW_TRY(check_parameters({}, request.environment));
   SNOW_ASSIGN(const auto info, snapshot_info(request.from));
   SNOW_ASSIGN(const auto frozen, open_snapshot(request.from));
   SNOW_ASSIGN(auto room, context_.admission->reserve({.memory_bytes = frozen->config().memory_bytes,

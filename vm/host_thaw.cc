@@ -95,7 +95,7 @@ Result<void> HostImpl::thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProc
     vm->process = shell;
     vm->over = frozen;
   }
-  SNOW_TRY(connect(vm));
+  SNOW_TRY(connect(vm, GuestLink::Start::thaw));
   SNOW_TRY(shell->load_state(frozen->state()));
   attach(vm);
   // On record before it runs: the next daemon must know it.

@@ -1,4 +1,4 @@
-// VMs: run, list, pause, stop, kill, remove, and what goes on in them.
+// VMs: find, list, pause, stop, kill, remove, and how each ends.
 #include <signal.h>
 
 #include <algorithm>
@@ -9,16 +9,11 @@
 #include "vm/host_impl.h"
 
 namespace snow {
-namespace {
 
-constexpr uint64_t kDefaultMemory = 256u << 20;
-
-tl::unexpected<Error> ended_error(const Vm& vm) {
+tl::unexpected<Error> HostImpl::ended_error(const Vm& vm) {
   return fail(Code::wrong_state, "VM '{}': has ended ({}); `snow rm {}` removes it", vm.name,
               vm.exit.how, vm.name);
 }
-
-}  // namespace
 
 Result<HostImpl::VmPtr> HostImpl::find(const std::string& name) {
   const std::lock_guard lock(mutex_);
@@ -98,119 +93,6 @@ void HostImpl::set_state(const VmPtr& vm, VmState state) {
   save(*vm);
 }
 
-Result<MachineConfig> HostImpl::config_of(const RunRequest& request, const StoredImage& image) {
-  MachineConfig config;
-  config.has_disk = image.has_disk;
-  config.has_kernel = image.has_kernel || !request.kernel.empty();
-  config.has_initrd = config.has_kernel && (image.has_initrd || !request.initrd.empty());
-  config.append = request.append.value_or(image.append);
-  config.memory_bytes = request.memory_bytes != 0 ? request.memory_bytes
-                        : image.memory_bytes != 0 ? image.memory_bytes
-                                                  : kDefaultMemory;
-  config.cpus = request.cpus != 0 ? request.cpus : std::max(image.cpus, 1u);
-  config.network = request.network == "user" ? Network::user : Network::none;
-  config.machine = config.has_kernel ? MachineType::microvm : MachineType::q35;
-  if (request.machine == "q35") config.machine = MachineType::q35;
-  if (request.machine == "microvm") config.machine = MachineType::microvm;
-  config.accelerator = accelerator_.accelerator;
-  if (request.accelerator == "kvm") config.accelerator = Accelerator::kvm;
-  if (request.accelerator == "tcg") config.accelerator = Accelerator::tcg;
-  if (config.machine == MachineType::microvm && !config.has_kernel) {
-    return fail(Code::invalid, "machine microvm: it needs a kernel; give --kernel, or use q35");
-  }
-  if (!config.has_disk && !config.has_kernel) {
-    return fail(Code::invalid, "image '{}': neither a disk nor a kernel to boot", image.name);
-  }
-  if (!request.initrd.empty() && !config.has_kernel) {
-    return fail(Code::invalid, "--initrd without a kernel: give --kernel too");
-  }
-  SNOW_TRY(check(config));
-  return config;
-}
-
-Result<std::shared_ptr<LazyFile>> HostImpl::image_disk(const StoredImage& image) {
-  const std::lock_guard lock(mutex_);
-  if (auto open = image_disks_[image.name].lock()) return open;
-  SNOW_ASSIGN(auto content, Image::of_file(image.disk_path, image.size_bytes, false));
-  SNOW_ASSIGN(auto file, LazyFile::show(context_, std::move(content)));
-  SNOW_TRY(context_.store->put("image_disk", image.name,
-                               {{"number", file->number()}, {"size", file->size()}}));
-  image_disks_[image.name] = file;
-  return file;
-}
-
-Result<nlohmann::json> HostImpl::run(const RunRequest& request) {
-  if (!request.from.empty()) return run_snapshot(request);
-  return run_image(request);
-}
-
-Result<nlohmann::json> HostImpl::run_image(const RunRequest& request) {
-  if (request.count != 1) {
-    return fail(Code::invalid, "count {}: only `--from SNAPSHOT` starts several", request.count);
-  }
-  SNOW_ASSIGN(const StoredImage image, context_.images->find(request.image));
-  SNOW_ASSIGN(const MachineConfig config, config_of(request, image));
-  SNOW_ASSIGN(auto room, context_.admission->reserve(
-                             {.memory_bytes = config.memory_bytes, .cpus = config.cpus}));
-  Ground ground;
-  if (config.has_disk) {
-    SNOW_ASSIGN(ground.disk, image_disk(image));
-  }
-  ground.boot = BootFiles::at(image.kernel_path, image.initrd_path);
-  if (!request.kernel.empty() || !request.initrd.empty()) {
-    SNOW_ASSIGN(ground.boot,
-                BootFiles::copy_of(context_, request.kernel, request.initrd, *ground.boot));
-  }
-  auto vm = std::make_shared<Vm>();
-  const std::lock_guard operation(vm->operation);
-  {
-    const std::lock_guard lock(mutex_);
-    SNOW_ASSIGN(vm->name, free_name(request.name));
-    vm->id = random_hex(6);
-    vm->config = config;
-    vm->image = image.name;
-    vm->uuid = random_uuid();
-    vm->mac = config.network == Network::user ? context_.macs.take() : "";
-    vm->created = utc_now();
-    vm->environment = request.environment;
-    vm->room = std::move(room);
-    vms_[vm->id] = vm;
-    boot_files_[ground.boot->folder()] = ground.boot;
-  }
-  context_.events.add("starting", vm->id, {{"name", vm->name}, {"image", vm->image}});
-  const int64_t since = monotonic_ns();
-  const auto started = [&]() -> Result<void> {
-    const Launch launch{Launch::Kind::boot, vm->name, vm->uuid, vm->mac};
-    SNOW_ASSIGN(auto process, QemuProcess::start(context_, config, launch, ground));
-    note_process(process);
-    {
-      const std::lock_guard lock(mutex_);
-      vm->process = process;
-    }
-    save(*vm);
-    attach(vm);
-    SNOW_TRY(connect(vm));
-    return process->go_on();
-  }();
-  if (!started) {
-    end_vm(vm, VmState::crashed, {"crashed", 0, started.error().message});
-    {
-      const std::lock_guard lock(mutex_);
-      vms_.erase(vm->id);
-    }
-    (void)context_.store->remove("vm", vm->id);
-    remove_all(context_.settings.run_dir + "/vms/" + vm->id);
-    return within("VM '" + vm->name + "'", started.error());
-  }
-  {
-    const std::lock_guard lock(mutex_);
-    vm->steps = {{"start", static_cast<double>(monotonic_ns() - since) / 1e6}};
-  }
-  set_state(vm, VmState::running);
-  if (request.wait_for_agent) wait_for_agent(vm);
-  return nlohmann::json::array({describe(vm)});
-}
-
 void HostImpl::wait_for_agent(const VmPtr& vm) {
   std::unique_lock lock(mutex_);
   const bool there =
@@ -252,13 +134,13 @@ void HostImpl::attach(const VmPtr& vm) {
       });
 }
 
-Result<void> HostImpl::connect(const VmPtr& vm) {
+Result<void> HostImpl::connect(const VmPtr& vm, GuestLink::Start start) {
   std::shared_ptr<QemuProcess> process;
   {
     const std::lock_guard lock(mutex_);
     process = vm->process;
   }
-  SNOW_TRY(process->connect_link(link_callbacks(vm)));
+  SNOW_TRY(process->connect_link(link_callbacks(vm), start));
   return attach_console(vm, *process);
 }
 
@@ -365,16 +247,22 @@ Result<nlohmann::json> HostImpl::inspect(const std::string& name) {
   return json;
 }
 
+Result<HostImpl::Live> HostImpl::live(const VmPtr& vm) {
+  const std::lock_guard lock(mutex_);
+  if (vm->ended_already() || !vm->process) return ended_error(*vm);
+  return Live{vm->process, vm->state, vm->agent};
+}
+
 Result<nlohmann::json> HostImpl::pause(const std::string& name) {
   SNOW_ASSIGN(const VmPtr vm, find_live(name));
   const std::lock_guard operation(vm->operation);
-  if (vm->ended_already()) return ended_error(*vm);
-  if (vm->state == VmState::paused) return describe(vm);
-  if (vm->state != VmState::running) {
+  SNOW_ASSIGN(const Live now, live(vm));
+  if (now.state == VmState::paused) return describe(vm);
+  if (now.state != VmState::running) {
     return fail(Code::wrong_state, "VM '{}': it is {}, not running", vm->name,
-                state_name(vm->state));
+                state_name(now.state));
   }
-  SNOW_TRY(vm->process->stop());
+  SNOW_TRY(now.process->stop());
   set_state(vm, VmState::paused);
   return describe(vm);
 }
@@ -382,43 +270,47 @@ Result<nlohmann::json> HostImpl::pause(const std::string& name) {
 Result<nlohmann::json> HostImpl::resume(const std::string& name) {
   SNOW_ASSIGN(const VmPtr vm, find_live(name));
   const std::lock_guard operation(vm->operation);
-  if (vm->ended_already()) return ended_error(*vm);
-  if (vm->state == VmState::running) return describe(vm);
-  if (vm->state != VmState::paused) {
+  SNOW_ASSIGN(const Live now, live(vm));
+  if (now.state == VmState::running) return describe(vm);
+  if (now.state != VmState::paused) {
     return fail(Code::wrong_state, "VM '{}': it is {}, not paused", vm->name,
-                state_name(vm->state));
+                state_name(now.state));
   }
-  SNOW_TRY(vm->process->go_on());
+  SNOW_TRY(now.process->go_on());
   set_state(vm, VmState::running);
   return describe(vm);
+}
+
+// Asks the guest to shut down: its agent runs poweroff, or ACPI's power button is pressed. The
+// command's stream must stay open until the guest is gone: closing it would end the command.
+void HostImpl::ask_to_shut_down(const Live& now, unsigned timeout_ms) {
+  if (!now.agent) {
+    (void)now.process->qmp().execute("system_powerdown");
+    return;
+  }
+  ExecRequest request;
+  request.argv = {"/bin/sh", "-c",
+                  "if [ -d /run/systemd/system ]; then exec systemctl poweroff; fi; "
+                  "sync; exec poweroff -f"};
+  auto stream = now.process->link()->exec(request);
+  if (!stream) return;
+  workers_->post([this, open = std::shared_ptr<GuestStream>(std::move(*stream)), timeout_ms] {
+    const int64_t deadline = monotonic_ns() + int64_t{timeout_ms} * 1'000'000;
+    while (monotonic_ns() < deadline && !stopping_) {
+      const auto chunk = open->read(500);
+      if (chunk && chunk->end) break;
+    }
+  });
 }
 
 Result<nlohmann::json> HostImpl::stop(const std::string& name, unsigned timeout_ms) {
   SNOW_ASSIGN(const VmPtr vm, find_live(name));
   {
     const std::lock_guard operation(vm->operation);
-    if (vm->ended_already()) return ended_error(*vm);
-    if (vm->state == VmState::paused) SNOW_TRY(vm->process->go_on());
-    const bool agent = vm->agent;
+    SNOW_ASSIGN(const Live now, live(vm));
+    if (now.state == VmState::paused) SNOW_TRY(now.process->go_on());
     set_state(vm, VmState::stopping);
-    if (agent) {
-      ExecRequest request;
-      request.argv = {"/bin/sh", "-c",
-                      "if [ -d /run/systemd/system ]; then exec systemctl poweroff; fi; "
-                      "sync; exec poweroff -f"};
-      // Destroying the stream would kill the command: it is left to run until the guest is gone.
-      if (auto stream = vm->process->link()->exec(request)) {
-        workers_->post([stream = std::shared_ptr<GuestStream>(std::move(*stream)), timeout_ms] {
-          const int64_t deadline = monotonic_ns() + int64_t{timeout_ms} * 1'000'000;
-          while (monotonic_ns() < deadline) {
-            const auto chunk = stream->read(500);
-            if (chunk && chunk->end) break;
-          }
-        });
-      }
-    } else {
-      (void)vm->process->qmp().execute("system_powerdown");
-    }
+    ask_to_shut_down(now, timeout_ms);
   }
   {
     std::unique_lock lock(mutex_);
@@ -426,7 +318,9 @@ Result<nlohmann::json> HostImpl::stop(const std::string& name, unsigned timeout_
                       [&] { return vm->ended_already() || stopping_; });
     if (vm->ended_already()) return vm_to_json(*vm);
   }
-  return kill(name);
+  auto killed = kill(name);
+  // It may have ended by itself just now.
+  return killed || killed.error().code != Code::wrong_state ? std::move(killed) : describe(vm);
 }
 
 // At once, so that no operation that waits for this guest has to be waited for.
@@ -468,58 +362,6 @@ Result<void> HostImpl::remove(const std::string& name, bool force) {
   remove_all(context_.settings.run_dir + "/vms/" + vm->id);
   context_.events.add("removed", vm->id, {{"name", vm->name}});
   return {};
-}
-
-Result<GuestLink*> HostImpl::agent_link(const VmPtr& vm) {
-  if (vm->ended_already()) return ended_error(*vm);
-  if (vm->state == VmState::paused) {
-    return fail(Code::wrong_state, "VM '{}': it is paused; `snow resume {}` first", vm->name,
-                vm->name);
-  }
-  if (!vm->agent || vm->process->link() == nullptr) {
-    return fail(Code::no_agent,
-                "VM '{}': its agent has not answered; it is still booting, or its image has none "
-                "(docs/guest.md)",
-                vm->name);
-  }
-  return vm->process->link();
-}
-
-Result<std::unique_ptr<GuestStream>> HostImpl::exec(const std::string& name,
-                                                    const ExecRequest& request) {
-  SNOW_ASSIGN(const VmPtr vm, find_live(name));
-  const std::lock_guard operation(vm->operation);
-  SNOW_ASSIGN(GuestLink * link, agent_link(vm));
-  ExecRequest with_environment = request;
-  with_environment.environment.insert(vm->environment.begin(), vm->environment.end());
-  return link->exec(with_environment);
-}
-
-Result<std::unique_ptr<GuestStream>> HostImpl::read_file(const std::string& name,
-                                                         const std::string& path) {
-  SNOW_ASSIGN(const VmPtr vm, find_live(name));
-  const std::lock_guard operation(vm->operation);
-  SNOW_ASSIGN(GuestLink * link, agent_link(vm));
-  return link->read_file(path);
-}
-
-Result<std::unique_ptr<GuestStream>> HostImpl::write_file(const std::string& name,
-                                                          const std::string& path, unsigned mode) {
-  SNOW_ASSIGN(const VmPtr vm, find_live(name));
-  const std::lock_guard operation(vm->operation);
-  SNOW_ASSIGN(GuestLink * link, agent_link(vm));
-  return link->write_file(path, mode);
-}
-
-Result<std::string> HostImpl::console_log(const std::string& name) {
-  SNOW_ASSIGN(const VmPtr vm, find(name));
-  if (auto log = context_.consoles->log(vm->id)) return log;
-  return ConsoleHub::read_log(console_path(*vm));
-}
-
-Result<std::unique_ptr<Host::ConsoleSession>> HostImpl::console(const std::string& name) {
-  SNOW_ASSIGN(const VmPtr vm, find_live(name));
-  return context_.consoles->open(vm->id);
 }
 
 Result<nlohmann::json> HostImpl::events(uint64_t after, int timeout_ms) {

@@ -181,8 +181,8 @@ Result<void> QemuProcess::load_state(const std::vector<std::byte>& state) {
   return load_machine_state(*qmp_, run_path("incoming.sock"), state);
 }
 
-Result<void> QemuProcess::connect_link(GuestLink::Callbacks callbacks) {
-  SNOW_ASSIGN(link_, GuestLink::connect(run_path("agent.sock"), std::move(callbacks)));
+Result<void> QemuProcess::connect_link(GuestLink::Callbacks callbacks, GuestLink::Start start) {
+  SNOW_ASSIGN(link_, GuestLink::connect(run_path("agent.sock"), std::move(callbacks), start));
   return {};
 }
 

@@ -69,7 +69,7 @@ class QemuProcess {
   Result<void> load_state(const std::vector<std::byte>& state);
 
   // Connects the guest channel; link() is null before. Not thread-safe against link().
-  Result<void> connect_link(GuestLink::Callbacks callbacks);
+  Result<void> connect_link(GuestLink::Callbacks callbacks, GuestLink::Start start);
   [[nodiscard]] GuestLink* link() const { return link_.get(); }
 
   void kill();  // SIGKILL, at once
