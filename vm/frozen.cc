@@ -150,7 +150,7 @@ Result<void> Frozen::record() {
   nlohmann::json json = {{"id", id_},
                          {"config", to_json(config_)},
                          {"snapshot", snapshot_},
-                         {"sequence", wall_clock_ns()},
+                         {"sequence", sequence_},
                          {"memory", ground_.memory->number()},
                          {"disk", ground_.disk ? ground_.disk->number() : 0},
                          {"disk_size", ground_.disk ? ground_.disk->size() : 0},
@@ -209,6 +209,7 @@ Result<std::shared_ptr<Frozen>> Frozen::restore(Context& context, const nlohmann
   SNOW_ASSIGN(const MachineConfig config, machine_config_from_json(record.at("config")));
   std::shared_ptr<Frozen> frozen(new Frozen(context, record.at("id").get<std::string>(), config));
   frozen->recorded_ = true;
+  frozen->sequence_ = record.at("sequence").get<int64_t>();
   frozen->snapshot_ = record.at("snapshot").get<std::string>();
   frozen->delta_bytes_ = record.at("delta_bytes").get<uint64_t>();
   frozen->ground_.boot = finders.boot_files(record.at("boot"));
@@ -250,7 +251,12 @@ Result<std::shared_ptr<Frozen>> Frozen::restore(Context& context, const nlohmann
     }
   } else {
     const std::string over = record.at("over").get<std::string>();
-    if (!over.empty()) frozen->over_ = finders.frozen(over);
+    if (!over.empty()) {
+      frozen->over_ = finders.frozen(over);
+      if (!frozen->over_) {
+        return fail(Code::corrupt, "the frozen machine {} that it was made over is lost", over);
+      }
+    }
     const auto& source = record.at("source");
     Ground ground{nullptr, nullptr, frozen->ground_.boot};
     if (frozen->over_) {

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/file.h"
 #include "base/result.h"
 #include "image/image.h"
 #include "qemu/machine.h"
@@ -92,7 +93,7 @@ class Frozen {
 
  private:
   Frozen(Context& context, std::string id, const MachineConfig& config)
-      : context_(context), id_(std::move(id)), config_(config) {}
+      : context_(context), id_(std::move(id)), config_(config), sequence_(wall_clock_ns()) {}
 
   // The images of a stopped QEMU over the ones below; freeze() and restore() share these.
   Result<std::shared_ptr<Image>> build_memory();
@@ -104,6 +105,7 @@ class Frozen {
   Context& context_;
   const std::string id_;
   const MachineConfig config_;
+  int64_t sequence_;  // rises from one machine to those made over it
   std::vector<std::byte> state_;
   Ground ground_;
   std::string snapshot_;  // its name, if it is one

@@ -184,7 +184,9 @@ HostImpl::~HostImpl() {
   context_.leaving = true;
   vms_.clear();
   checkpoints_.clear();
-  GuestLink::settle();  // their callbacks refer to this object
+  // Their callbacks refer to this object.
+  GuestLink::settle();
+  context_.keeper.reset();
 }
 
 void HostImpl::process_ended(const KeptProcess& ended) {

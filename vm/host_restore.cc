@@ -21,19 +21,21 @@ Result<void> HostImpl::restore_record() {
   SNOW_ASSIGN(const auto vms, context_.store->list("vm"));
   SNOW_ASSIGN(const auto checkpoints, context_.store->list("checkpoint"));
   std::map<uint64_t, std::shared_ptr<LazyFile>> image_disks;
-  if (!context_.keeper->started_now()) {
-    for (const auto& [name, json] : disks) {
-      const auto image = context_.images->find(name);
-      if (!image) {
-        log_error("image {}: {}", name, image.error().message);
-        continue;
-      }
-      SNOW_ASSIGN(auto content, Image::of_file(image->disk_path, image->size_bytes, false));
-      SNOW_ASSIGN(auto file, LazyFile::restore(context_, json.at("number"), json.at("size"),
-                                               std::move(content)));
-      image_disks_[name] = file;
-      image_disks[file->number()] = file;
+  for (const auto& [name, json] : disks) {
+    if (context_.keeper->started_now()) {
+      (void)context_.store->remove("image_disk", name);
+      continue;
     }
+    const auto image = context_.images->find(name);
+    if (!image) {
+      log_error("image {}: {}", name, image.error().message);
+      continue;
+    }
+    SNOW_ASSIGN(auto content, Image::of_file(image->disk_path, image->size_bytes, false));
+    SNOW_ASSIGN(auto file, LazyFile::restore(context_, json.at("number"), json.at("size"),
+                                             std::move(content)));
+    image_disks_[name] = file;
+    image_disks[file->number()] = file;
   }
   std::vector<nlohmann::json> sorted;
   for (const auto& [id, json] : machines) sorted.push_back(json);
