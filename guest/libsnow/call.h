@@ -26,6 +26,7 @@ class CallToHost {
   int begin(const channel::Fields& request);
   int send_payload(std::string_view bytes);      // fd 1, then eof
   int wait_for_answer(channel::Fields& answer);  // an answer that is an error is one here
+  // The next `size` bytes of the answer's payload; messages need not end where these do.
   int read_payload(size_t size, std::string& bytes);
 
  private:
@@ -35,6 +36,7 @@ class CallToHost {
   uint64_t credit_ = channel::kWindowBytes;
   channel::LocalReader reader_;
   std::deque<channel::Message> messages_;
+  std::string payload_;  // received, not yet read
 };
 
 // begin and wait_for_answer.

@@ -175,11 +175,15 @@ class Daemon:
     def socket(self):
         return str(self.run_dir / "api.sock")
 
+    def snow_command(self, *arguments):
+        """The words of the command `snow ARGUMENTS`."""
+        return [str(SNOW), "--socket", self.socket, *map(str, arguments)]
+
     def snow_result(self, *arguments, stdin=None, timeout_s=COMMAND_S):
         """`snow ARGUMENTS` as a CompletedProcess with text output."""
-        return subprocess.run([str(SNOW), "--socket", self.socket, *map(str, arguments)],
-                              input=stdin if stdin is not None else "", text=True, timeout=timeout_s,
-                              capture_output=True, errors="replace", check=False)
+        return subprocess.run(self.snow_command(*arguments), input=stdin if stdin is not None else "",
+                              text=True, timeout=timeout_s, capture_output=True, errors="replace",
+                              check=False)
 
     def snow(self, *arguments, check=True, stdin=None, timeout_s=COMMAND_S):
         """What `snow ARGUMENTS` prints on stdout; fails if its exit code is not 0."""
