@@ -106,7 +106,12 @@ Result<ForkRequest> parse_fork(std::string_view body, const std::string& vm) {
   fields.map("parameters", request.parameters);
   fields.flag("wait_for_ready", request.wait_for_ready);
   SNOW_TRY(fields.done());
-  if (!request.ticket.empty() && !fields.has("count")) request.count = 0;
+  if (!request.ticket.empty() && fields.has("count")) {
+    return fail(Code::invalid,
+                "count {}: a ticket makes all the clones that it granted; leave count out",
+                request.count);
+  }
+  if (!request.ticket.empty()) request.count = 0;
   if (request.count != 0 && request.minimum > request.count) {
     return fail(Code::invalid, "minimum {}: more than count, {}", request.minimum, request.count);
   }

@@ -42,9 +42,9 @@ void print_branch(const Family& family, const nlohmann::json& vm, const std::str
 
 // In the order in which they happen; what is not among them comes behind.
 void print_steps(const nlohmann::json& steps) {
-  static const std::vector<std::string> order = {"admit",  "shells", "prepare", "stop", "save",
-                                                 "scan",   "bind",   "load",    "cont", "continue",
-                                                 "resume", "agent",  "ready",   "total"};
+  static const std::vector<std::string> order = {
+      "reserve",  "prepare", "stop",         "save",           "scan",        "bind",      "load",
+      "continue", "pause",   "parent_agent", "clones_running", "first_ready", "all_ready", "total"};
   const auto place = [](const std::string& name) {
     return std::find(order.begin(), order.end(), name) - order.begin();
   };

@@ -47,6 +47,7 @@ class KeeperClient final : public Keeper {
   }
 
   bool started_now() const override { return connection_.started_now; }
+  pid_t pid() const override { return connection_.pid; }
 
   Result<Fd> fuse_fd() override {
     SNOW_ASSIGN(Answer answer, call({.operation = Operation::fuse_fd}));

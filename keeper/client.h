@@ -62,6 +62,7 @@ class Keeper {
   virtual ~Keeper() = default;
 
   [[nodiscard]] virtual bool started_now() const = 0;  // false: it was there before us
+  [[nodiscard]] virtual pid_t pid() const = 0;
 
   // The keeper's copies. fuse: an invalid Fd if none was given yet.
   virtual Result<Fd> fuse_fd() = 0;

@@ -113,7 +113,7 @@ Result<void> greet(int socket) {
   return {};
 }
 
-Result<Fd> pidfd_of_peer(int socket) {
+Result<pid_t> pid_of_peer(int socket) {
   ucred peer{};
   socklen_t size = sizeof peer;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0) {
@@ -122,9 +122,7 @@ Result<Fd> pidfd_of_peer(int socket) {
   if (peer.uid != ::geteuid()) {
     return fail(Code::denied, "keeper.sock belongs to a process of user {}, not to us", peer.uid);
   }
-  Fd pidfd = open_pidfd(peer.pid);
-  if (!pidfd) return fail_errno(Code::unavailable, "keeper {}: pidfd", peer.pid);
-  return pidfd;
+  return peer.pid;
 }
 
 }  // namespace
@@ -156,9 +154,13 @@ Result<KeeperConnection> connect_keeper(const Keeper::Options& options) {
       return tl::unexpected<Error>(std::move(socket).error());
     }
     if (socket) {
-      SNOW_ASSIGN(Fd keeper, pidfd_of_peer(socket->get()));
+      SNOW_ASSIGN(const pid_t pid, pid_of_peer(socket->get()));
+      Fd keeper = open_pidfd(pid);
+      if (!keeper) return fail_errno(Code::unavailable, "keeper {}: pidfd", pid);
       auto greeted = greet(socket->get());
-      if (greeted) return KeeperConnection{std::move(*socket), std::move(keeper), started.valid()};
+      if (greeted) {
+        return KeeperConnection{std::move(*socket), std::move(keeper), pid, started.valid()};
+      }
       const bool busy = greeted.error().code == Code::exists;
       if (!busy || monotonic_ns() - begin > kBusyLimitNs) {
         return tl::unexpected<Error>(std::move(greeted).error());

@@ -12,6 +12,7 @@ namespace snow {
 struct KeeperConnection {
   Fd socket;
   Fd keeper;  // pidfd of the keeper
+  pid_t pid = 0;
   bool started_now = false;
 };
 

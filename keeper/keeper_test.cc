@@ -32,6 +32,7 @@ class KeeperLife : public KeeperTest {
 TEST_F(KeeperLife, IsStartedOnceAndFoundAgain) {
   EXPECT_TRUE(keeper_->started_now());
   EXPECT_EQ(::getsid(keeper_pid_), keeper_pid_);
+  EXPECT_EQ(keeper_->pid(), keeper_pid_);
   struct stat status {};
   ASSERT_EQ(::stat((run_dir_ + "/keeper.sock").c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0600u);

@@ -28,6 +28,11 @@ uint64_t EventLog::add(std::string_view type, std::string_view vm, const nlohman
   return next_++;
 }
 
+uint64_t EventLog::last() {
+  const std::lock_guard lock(mutex_);
+  return next_ - 1;
+}
+
 nlohmann::json EventLog::wait(uint64_t after, int timeout_ms) {
   std::unique_lock lock(mutex_);
   after = after == 0 ? next_ - 1 : std::min(after, next_ - 1);

@@ -24,6 +24,9 @@ class EventLog {
   uint64_t add(std::string_view type, std::string_view vm);
   uint64_t add(std::string_view type, std::string_view vm, const nlohmann::json& extra);
 
+  // The newest event's number; of an earlier daemon's time if there was none yet.
+  uint64_t last();
+
   // The events after number `after` (0, or a number not reached yet: only those that come from now
   // on), oldest first, as an array; waits for the first one at most `timeout_ms` (below 0: for
   // ever). Where the ring has lost events of this daemon that were asked for, the array begins with

@@ -61,6 +61,14 @@ TEST(EventLog, NumbersOfAnEarlierDaemonAndOfTheFutureAreHarmless) {
   EXPECT_TRUE(log.wait(UINT64_MAX, 0).empty());
 }
 
+TEST(EventLog, LastIsTheNumberToWaitFrom) {
+  EventLog log;
+  const uint64_t before = log.last();
+  EXPECT_EQ(log.add("e", ""), before + 1);
+  EXPECT_EQ(log.last(), before + 1);
+  EXPECT_EQ(log.wait(before, 0).size(), 1u);
+}
+
 TEST(EventLog, CloseWakesWaiters) {
   EventLog log;
   std::thread waiter([&] { EXPECT_TRUE(log.wait(0, -1).empty()); });

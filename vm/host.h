@@ -101,6 +101,7 @@ class Host {
   // What join and kill do from inside the guest, for whoever forked from the host. timeout_ms < 0:
   // for ever. {"clones": [{"index", "how", "status", "result" (base64)}]}
   virtual Result<nlohmann::json> join(const std::string& ticket, int64_t timeout_ms) = 0;
+  // {"count": how many it killed}; a join then tells of all of them.
   virtual Result<nlohmann::json> kill_ticket(const std::string& ticket) = 0;
 
   virtual Result<nlohmann::json> snapshot(const std::string& vm, const std::string& name) = 0;

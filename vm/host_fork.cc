@@ -96,7 +96,8 @@ void HostImpl::undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& 
 }
 
 Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reservation& reservation,
-                                                          bool had_agent, Steps& steps) {
+                                                          bool had_agent, Steps& steps,
+                                                          std::vector<std::string>& undone) {
   std::shared_ptr<QemuProcess> old;
   std::shared_ptr<Frozen> over;
   {
@@ -111,9 +112,14 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
   }
   int64_t start = monotonic_ns();
   if (had_agent) {
-    if (auto prepared = old->link()->prepare(kPrepareTimeoutMs); !prepared) {
+    const auto prepared = old->link()->prepare(kPrepareTimeoutMs);
+    if (!prepared) {
       undo_freeze(vm, old, false, true);
       return within("VM '" + vm->name + "'", prepared.error());
+    }
+    if (channel::field(*prepared, "held") == "0") {
+      undone.push_back("processes: not held still while the machine was cloned: " +
+                       std::string(channel::field(*prepared, "why")).substr(0, 200));
     }
     steps.emplace_back("prepare", since(start));
   }
@@ -185,7 +191,7 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
   }
   ForkOutcome outcome;
   const int64_t start = monotonic_ns();
-  SNOW_ASSIGN(outcome.frozen, freeze_and_move(vm, *reservation, had_agent, steps));
+  SNOW_ASSIGN(outcome.frozen, freeze_and_move(vm, *reservation, had_agent, steps, outcome.undone));
   const auto& frozen = outcome.frozen;
   attach(vm);
   const ParentOf as_parent{plan.ticket, plan.count};
@@ -227,8 +233,8 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
       std::make_move_iterator(reservation->shells.begin() + 1),
       std::make_move_iterator(reservation->shells.end()));
   Steps clone_steps;
-  const unsigned up =
-      bring_up(outcome.clones, std::move(shells), frozen, had_agent, clone_steps, start);
+  const unsigned up = bring_up(outcome.clones, std::move(shells), frozen, had_agent, clone_steps,
+                               start, plan.wait_for_ready);
   parent.join();
   steps.insert(steps.end(), clone_steps.begin(), clone_steps.end());
   steps.emplace_back("total", since(start));
@@ -299,6 +305,7 @@ Result<nlohmann::json> HostImpl::fork_locked(const VmPtr& vm, const ForkRequest&
   plan.minimum = request.minimum == 0 ? plan.count : request.minimum;
   plan.ticket = ticket->id;
   plan.parameters = request.parameters;
+  plan.wait_for_ready = request.wait_for_ready;
   Steps steps;
   steps.emplace_back("reserve", since(start));
   auto outcome = fork_vm(vm, std::move(reservation), plan, std::move(steps));

@@ -111,8 +111,7 @@ void HostImpl::serve_call(const VmPtr& vm, const std::shared_ptr<GuestCall>& cal
     if (name == "join") return call_join(vm, call);
     if (name == "kill") {
       SNOW_ASSIGN(const TicketPtr ticket, joinable(std::string(field(fields, "ticket")), vm->id));
-      SNOW_TRY(kill_clones(ticket));
-      call->answer({{"count", std::to_string(ticket->clones.size())}});
+      call->answer({{"count", std::to_string(kill_clones(ticket))}});
       return {};
     }
     if (name == "info") {

@@ -149,11 +149,13 @@ class HostImpl : public Host {
                         const std::optional<ParentOf>& as_parent = {});
   Identity identity_of(const Vm& vm) const;
   // Thaws clones of `frozen` into shells[1..] (may be shorter), announces them, and gives those
-  // that came up. Each failure is logged and ends its clone as "lost".
+  // that came up. Each failure is logged and ends its clone as "lost". Without `wait` a clone has
+  // come up when its QEMU runs, and is announced on the workers' time.
   unsigned bring_up(const std::vector<VmPtr>& clones,
                     std::vector<std::shared_ptr<QemuProcess>> shells,
                     const std::shared_ptr<Frozen>& frozen, bool had_agent, Steps& steps,
-                    int64_t since_ns);
+                    int64_t since_ns, bool wait = true);
+  void clone_lost(const VmPtr& vm, const Error& error);  // operation held
 
   // host_fork.cc
   struct ForkPlan {
@@ -173,8 +175,10 @@ class HostImpl : public Host {
   // Vm::operation is held by the caller.
   Result<ForkOutcome> fork_vm(const VmPtr& vm, std::unique_ptr<Reservation> reservation,
                               const ForkPlan& plan, Steps steps);
+  // `undone`: what the agent could not do before the freeze.
   Result<std::shared_ptr<Frozen>> freeze_and_move(const VmPtr& vm, Reservation& reservation,
-                                                  bool had_agent, Steps& steps);
+                                                  bool had_agent, Steps& steps,
+                                                  std::vector<std::string>& undone);
   void undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
                    bool had_agent);
   Result<std::unique_ptr<Reservation>> make_reservation(const VmPtr& vm, unsigned count,
@@ -193,7 +197,7 @@ class HostImpl : public Host {
   void clone_ended(const Vm& vm);
   Result<TicketPtr> joinable(const std::string& id, const std::string& owner);  // "": the host asks
   void when_ended(const TicketPtr& ticket, int64_t timeout_ms, std::function<void()> wake);
-  Result<void> kill_clones(const TicketPtr& ticket);
+  unsigned kill_clones(const TicketPtr& ticket);  // how many
   std::string result_path(const Ticket& ticket, unsigned index) const;
   void expire_tickets();
 

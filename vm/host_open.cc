@@ -257,6 +257,7 @@ Result<nlohmann::json> HostImpl::info() {
   return nlohmann::json{
       {"version", SNOW_VERSION},
       {"pid", ::getpid()},
+      {"last_event", context_.events.last()},
       {"limits",
        {{"memory", settings.memory_limit_bytes},
         {"vms", settings.vm_limit},
@@ -268,7 +269,7 @@ Result<nlohmann::json> HostImpl::info() {
        {{"name", accelerator_.accelerator == Accelerator::kvm ? "kvm" : "tcg"},
         {"reason", accelerator_.reason}}},
       {"qemu", {{"path", settings.qemu}, {"version", qemu_version_}}},
-      {"keeper", {{"pid", 0}}},
+      {"keeper", {{"pid", context_.keeper->pid()}}},
       {"lazyfs", {{"mount", settings.run_dir + "/lazy/mnt"}, {"resend", settings.use_resend}}}};
 }
 

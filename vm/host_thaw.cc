@@ -164,10 +164,15 @@ Result<void> HostImpl::announce(const VmPtr& vm, bool had_agent,
   return {};
 }
 
+void HostImpl::clone_lost(const VmPtr& vm, const Error& error) {
+  log_error("VM {}: does not come up: {}", vm->name, error.message);
+  end_vm(vm, VmState::crashed, {"lost", 0, error.message});
+}
+
 unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
                             std::vector<std::shared_ptr<QemuProcess>> shells,
                             const std::shared_ptr<Frozen>& frozen, bool had_agent, Steps& steps,
-                            int64_t since_ns) {
+                            int64_t since_ns, bool wait) {
   const auto elapsed = [&] { return static_cast<double>(monotonic_ns() - since_ns) / 1e6; };
   std::counting_semaphore<> loads(kParallelLoads);
   std::mutex figures;
@@ -187,12 +192,16 @@ unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
         const std::lock_guard lock(figures);
         all_running = std::max(all_running, elapsed());
       }
-      if (done) done = announce(vm, had_agent);
-      if (!done) {
-        log_error("VM {}: does not come up: {}", vm->name, done.error().message);
-        end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
+      if (done && !wait) {
+        workers_->post([this, vm, had_agent] {
+          const std::lock_guard later(vm->operation);
+          if (const auto told = announce(vm, had_agent); !told) clone_lost(vm, told.error());
+        });
+        ++up;
         return;
       }
+      if (done) done = announce(vm, had_agent);
+      if (!done) return clone_lost(vm, done.error());
       ++up;
       const std::lock_guard lock(figures);
       all_ready = std::max(all_ready, elapsed());
@@ -202,8 +211,8 @@ unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
   for (std::thread& thread : threads) thread.join();
   if (!clones.empty()) {
     steps.emplace_back("clones_running", all_running);
-    steps.emplace_back("first_ready", first_ready);
-    steps.emplace_back("all_ready", all_ready);
+    if (wait) steps.emplace_back("first_ready", first_ready);
+    if (wait) steps.emplace_back("all_ready", all_ready);
   }
   return up;
 }

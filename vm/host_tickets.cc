@@ -221,7 +221,7 @@ Result<nlohmann::json> HostImpl::join(const std::string& id, int64_t timeout_ms)
   return nlohmann::json{{"clones", list}};
 }
 
-Result<void> HostImpl::kill_clones(const TicketPtr& ticket) {
+unsigned HostImpl::kill_clones(const TicketPtr& ticket) {
   std::vector<VmPtr> clones;
   {
     const std::lock_guard lock(mutex_);
@@ -234,13 +234,12 @@ Result<void> HostImpl::kill_clones(const TicketPtr& ticket) {
     const std::lock_guard operation(clones[i]->operation);
     end_vm(clones[i], VmState::exited, {"killed", 9, ""});
   });
-  return {};
+  return static_cast<unsigned>(clones.size());
 }
 
 Result<nlohmann::json> HostImpl::kill_ticket(const std::string& id) {
   SNOW_ASSIGN(const TicketPtr ticket, joinable(id, ""));
-  SNOW_TRY(kill_clones(ticket));
-  return join(id, 0);
+  return nlohmann::json{{"count", kill_clones(ticket)}};
 }
 
 void HostImpl::expire_tickets() {
