@@ -44,7 +44,7 @@ TEST(Request, RefusalsNameTheFieldAndTheCause) {
       {"[]", Code::usage, "must be a JSON object, not array"},
       {R"({"image": "a", "imaeg": 1})", Code::usage, "imaeg: unknown field"},
       {R"({"image": 1})", Code::usage, "image: must be a string, not number"},
-      {R"({"image": "../../etc"})", Code::invalid, "image '../../etc'"},
+      {R"({"image": "../../etc"})", Code::invalid, "image name '../../etc'"},
       {R"({"image": "a", "memory": "1G"})", Code::usage, "memory: must be a whole number"},
       {R"({"image": "a", "memory": -1})", Code::invalid, "memory -1"},
       {R"({"image": "a", "memory": 18446744073709551615})", Code::invalid, "memory"},

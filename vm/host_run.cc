@@ -77,7 +77,7 @@ Result<nlohmann::json> HostImpl::run_image(const RunRequest& request) {
                 BootFiles::copy_of(context_, request.kernel, request.initrd, *ground.boot));
   }
   auto vm = std::make_shared<Vm>();
-  const std::lock_guard operation(vm->operation);
+  std::unique_lock operation(vm->operation);
   {
     const std::lock_guard lock(mutex_);
     SNOW_ASSIGN(vm->name, free_name(request.name));
@@ -122,6 +122,7 @@ Result<nlohmann::json> HostImpl::run_image(const RunRequest& request) {
     vm->steps = {{"start", static_cast<double>(monotonic_ns() - since) / 1e6}};
   }
   set_state(vm, VmState::running);
+  operation.unlock();  // the agent's hello takes it
   if (request.wait_for_agent) wait_for_agent(vm);
   return nlohmann::json::array({describe(vm)});
 }
