@@ -143,15 +143,14 @@ Finding check_cgroup() {
   struct statfs status {};
   if (::statfs("/sys/fs/cgroup", &status) < 0 || status.f_type != kCgroup2Magic) {
     return {"cgroup v2", Verdict::warn,
-            "/sys/fs/cgroup is not cgroup v2: VMs are not limited in memory by the host; boot with "
+            "/sys/fs/cgroup is not cgroup v2: VMs get no cgroups of their own; boot with "
             "systemd.unified_cgroup_hierarchy=1"};
   }
   if (::geteuid() != 0) return {"cgroup v2", Verdict::pass, "mounted"};
   const std::string probe = fmt::format("/sys/fs/cgroup/snow-doctor-{}", ::getpid());
   if (::mkdir(probe.c_str(), 0755) < 0) {
     return {"cgroup v2", Verdict::warn,
-            fmt::format("/sys/fs/cgroup is not writable ({}): VMs are not limited in memory by the "
-                        "host",
+            fmt::format("/sys/fs/cgroup is not writable ({}): VMs get no cgroups of their own",
                         strerror(errno))};
   }
   ::rmdir(probe.c_str());

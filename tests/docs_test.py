@@ -107,6 +107,14 @@ def check_errors():
     check(set(enum["enum"]) == {name for _, name, _ in code}, "openapi.yaml: other error codes")
 
 
+def check_channel():
+    types = re.findall(r"^  (\w+) = (\d+),", block(read("guest/channel/message.h"), "enum class Type", "};"),
+                       re.M)
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", read("docs/channel.md"), re.M)
+    check(types and {(number, name) for name, number in types} == set(rows),
+          f"docs/channel.md: messages are not those of message.h: {sorted(rows)}")
+
+
 def commands():
     return set(re.findall(r'\badd\((?:\*\w+, )?"([\w-]+)",', read("cli/tree.cc")))
 
@@ -171,8 +179,8 @@ def main():
     for file in ("README.md", "ARCHITECTURE.md", "SPECIFICATION.md", "CONTRIBUTING.md",
                  "CHANGELOG.md", "LICENSE"):
         check((ROOT / file).is_file(), f"{file}: is missing")
-    for part in (check_links, check_paths_in_sources, check_settings, check_errors, check_commands,
-                 check_routes, check_commands_in_documents):
+    for part in (check_links, check_paths_in_sources, check_settings, check_errors, check_channel,
+                 check_commands, check_routes, check_commands_in_documents):
         part()
     print("\n".join(problems) if problems else "documents: as the code")
     return 1 if problems else 0

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import tempfile
+import time
 import urllib.parse
 
 import yaml
@@ -233,6 +234,20 @@ def check_guest(api, vm):
 def check_forks(api, vm):
     ticket = api.ask("reserve", {"count": 1}, vm=vm)["ticket"]
     api.ask("list_tickets")
+    method, path, _ = api.document.operations["fork"]
+    status, answer = api.send(method, api.url(path, {"vm": vm}, None),
+                              json.dumps({"ticket": ticket, "count": 1}), {})
+    api.check_error("fork with ticket and count", status, answer, 400, "invalid")
+    fork = api.ask("fork", {"ticket": ticket, "wait_for_ready": False}, vm=vm)
+    clone = fork["clones"][0]["id"]
+    deadline = time.monotonic() + REQUEST_S
+    while not api.ask("inspect", vm=clone)["agent"]:
+        if time.monotonic() > deadline:
+            raise AssertionError("the agent of a clone that was not waited for does not answer")
+        time.sleep(0.1)
+    if api.ask("kill_ticket", ticket=ticket) != {"count": 1}:
+        raise AssertionError("kill_ticket: not one clone")
+    ticket = api.ask("reserve", {"count": 1}, vm=vm)["ticket"]
     api.ask("give_back", ticket=ticket)
     fork = api.ask("fork", {"count": 2, "parameters": {"k": "v"}}, vm=vm)
     if len(fork["clones"]) != 2 or fork["parent"]["id"] != vm:
