@@ -22,6 +22,7 @@
 namespace snow {
 namespace {
 
+constexpr int kAttachAttempts = 20;
 constexpr const char* kRootOptions = "size=1m,nr_inodes=1k,mode=0755";
 
 struct Attach {
@@ -63,8 +64,9 @@ Result<Fd> make_parent(int root, const std::string& target, std::string& name) {
   }
 }
 
-// Shows `source` at `target` below `root`. The mount gets its flags before it is visible.
-Result<void> attach(int root, const std::string& source, const std::string& target, Attach how) {
+// Code::unavailable if the name that was opened has left the kernel's cache meanwhile.
+Result<void> attach_once(int root, const std::string& source, const std::string& target,
+                         Attach how) {
   SNOW_ASSIGN(const Fd file, open_source(source, how.trusted));
   struct stat status {};
   if (::fstat(file.get(), &status) < 0) return fail_errno(Code::host_failed, "bind '{}'", source);
@@ -93,9 +95,24 @@ Result<void> attach(int root, const std::string& source, const std::string& targ
     }
   }
   if (::move_mount(tree.get(), "", parent.get(), name.c_str(), MOVE_MOUNT_F_EMPTY_PATH) < 0) {
-    return fail_errno(Code::host_failed, "bind '{}' to '{}': move_mount", source, target);
+    return fail_errno(errno == ENOENT ? Code::unavailable : Code::host_failed,
+                      "bind '{}' to '{}': move_mount", source, target);
   }
   return {};
+}
+
+// Shows `source` at `target` below `root`. The mount gets its flags before it is visible.
+//
+// Linux 6.16 and later may drop a FUSE file's name from the cache when two processes look it up for
+// the first time at once (the name is visible before its validity is set), and a mount whose root
+// has lost its name cannot be attached. It is looked up again then.
+Result<void> attach(int root, const std::string& source, const std::string& target, Attach how) {
+  for (int attempt = 1;; ++attempt) {
+    auto attached = attach_once(root, source, target, how);
+    if (attached || attached.error().code != Code::unavailable || attempt == kAttachAttempts) {
+      return attached;
+    }
+  }
 }
 
 Result<void> leave_host_namespaces(const SpawnSpec& spec) {

@@ -230,10 +230,18 @@ Result<void> HostImpl::remove_snapshot(const std::string& name) {
   SNOW_TRY(snapshot_info(name));
   {
     const std::lock_guard lock(mutex_);
+    // Also those that have forked since, and their clones: its files are their lowest layers.
+    for (const auto& [id, vm] : vms_) {
+      if (vm->snapshot == name && !vm->ended_already()) {
+        return fail(Code::wrong_state, "snapshot '{}': VM '{}' runs on it; stop that first", name,
+                    vm->name);
+      }
+    }
     const auto it = snapshots_.find(name);
     if (it != snapshots_.end() && !it->second.expired()) {
-      return fail(Code::wrong_state, "snapshot '{}': VMs run on it; stop them first (`snow ps`)",
-                  name);
+      return fail(
+          Code::wrong_state,
+          "snapshot '{}': a frozen machine still uses it; try again when its VMs have ended", name);
     }
     snapshots_.erase(name);
   }
