@@ -17,6 +17,7 @@
 #include "vm/host.h"
 #include "vm/image_catalog.h"
 #include "vm/network.h"
+#include "vm/network_guard.h"
 #include "vm/overlay.h"
 #include "vm/store.h"
 
@@ -43,6 +44,7 @@ struct Context {
   std::unique_ptr<ImageCatalog> images;
   std::unique_ptr<OverlayMaker> overlays;
   std::unique_ptr<Admission> admission;
+  std::unique_ptr<NetworkGuard> network_guard;
   EventLog events;
   MacPool macs;
   SlotPool slots;

@@ -85,6 +85,7 @@ class HostImpl : public Host {
   Result<void> restore_record();
   Result<void> restore_frozen();
   void restore_vms(const std::map<pid_t, KeptProcess>& kept);
+  void claim_network(const Vm& vm);
   void restore_vm(const VmPtr& vm, const nlohmann::json& record,
                   const std::map<pid_t, KeptProcess>& kept);
   void restore_tickets();
@@ -103,10 +104,8 @@ class HostImpl : public Host {
   Result<nlohmann::json> run_image(const RunRequest& request);
   Result<MachineConfig> config_of(const RunRequest& request, const StoredImage& image);
   Result<std::shared_ptr<LazyFile>> image_disk(const StoredImage& image);
-  void save(const Vm& vm);       // to the record; logs a failure
-  void attach(const VmPtr& vm);  // QMP events, exits
-  void guest_panicked(const VmPtr& vm, pid_t pid);
-  void guest_reset(const VmPtr& vm, pid_t pid);
+  void save(const Vm& vm);                                        // to the record; logs a failure
+  void attach(const VmPtr& vm);                                   // QMP events, exits
   Result<void> connect(const VmPtr& vm, GuestLink::Start start);  // guest link, console
   Result<void> attach_console(const VmPtr& vm, const QemuProcess& process);
   void set_state(const VmPtr& vm, VmState state);
@@ -146,7 +145,6 @@ class HostImpl : public Host {
   struct ParentOf {
     std::string ticket;
     unsigned count = 0;
-    uint32_t call = 0;  // of its guest, that asked for the fork
   };
   Result<void> announce(const VmPtr& vm, bool had_agent,
                         const std::optional<ParentOf>& as_parent = {});
@@ -165,9 +163,9 @@ class HostImpl : public Host {
     unsigned count = 0;
     unsigned minimum = 0;
     std::string ticket;
-    uint32_t call = 0;  // of the guest, that asks for it
     std::map<std::string, std::string> parameters;
     bool wait_for_ready = true;
+    bool keep = false;  // the frozen machine is wanted: checkpoint, snapshot
   };
   struct ForkOutcome {
     std::shared_ptr<Frozen> frozen;
@@ -200,9 +198,7 @@ class HostImpl : public Host {
   void clone_ended(const Vm& vm);
   Result<TicketPtr> joinable(const std::string& id, const std::string& owner);  // "": the host asks
   void when_ended(const TicketPtr& ticket, int64_t timeout_ms, std::function<void()> wake);
-  unsigned kill_clones(const TicketPtr& ticket);  // how many were ended
-  // As a guest kills by its ticket: if it was not used yet, it is given back.
-  Result<unsigned> kill_or_give_back(const std::string& id, const std::string& owner);
+  unsigned kill_clones(const TicketPtr& ticket);  // how many
   std::string result_path(const Ticket& ticket, unsigned index) const;
   void expire_tickets();
 
@@ -239,7 +235,7 @@ class HostImpl : public Host {
   struct Checkpoint {
     std::string owner;  // VM id
     std::shared_ptr<Frozen> frozen;
-    uint32_t call = 0;  // that asked for it and waits in the frozen guest
+    bool had_agent = true;
   };
   std::map<std::string, Checkpoint> checkpoints_;
   // Only during start(): what the record said.

@@ -138,6 +138,7 @@ Result<void> HostImpl::open_services() {
   context_.overlays = std::make_unique<OverlayMaker>(settings.run_dir);
   context_.admission = std::make_unique<Admission>(AdmissionLimits{
       settings.memory_limit_bytes, settings.vm_limit, settings.vcpu_limit, settings.fork_limit});
+  context_.network_guard = std::make_unique<NetworkGuard>(settings.run_dir, settings.uid_base);
   SNOW_ASSIGN(context_.consoles, ConsoleHub::start());
   SNOW_ASSIGN(context_.keeper, Keeper::connect({settings.run_dir, settings.keeper}));
   SNOW_ASSIGN(const Fd fuse, context_.keeper->fuse_fd());
@@ -176,6 +177,7 @@ HostImpl::~HostImpl() {
     vms_.clear();
     context_.lazyfs->unmount();
     (void)context_.keeper->shut_down();
+    context_.network_guard->remove();
     ::umount2(context_.ram_dir().c_str(), MNT_DETACH);
     for (const char* name : {"/ram", "/p", "/lazy", "/templates"}) {
       remove_all(context_.settings.run_dir + name);
@@ -246,6 +248,7 @@ void HostImpl::tick() {
     if (stopping_) return;
     lock.unlock();
     expire_tickets();
+    context_.network_guard->refresh();
     lock.lock();
     std::erase_if(frozen_, [](const auto& entry) { return entry.second.expired(); });
   }

@@ -69,7 +69,7 @@ Result<void> HostImpl::restore_record() {
     if (it == restored_.end()) {
       (void)context_.store->remove("checkpoint", id);
     } else {
-      checkpoints_[id] = {json.at("owner"), it->second, json.at("call")};
+      checkpoints_[id] = {json.at("owner"), it->second, true};
     }
   }
   for (const auto& [id, json] : vms) {
@@ -118,6 +118,14 @@ void HostImpl::restore_vms(const std::map<pid_t, KeptProcess>& kept) {
   grounds_.clear();
 }
 
+void HostImpl::claim_network(const Vm& vm) {
+  if (vm.config.network != Network::user) return;
+  if (!vm.mac.empty()) (void)context_.macs.claim(vm.mac);
+  if (auto guarded = context_.network_guard->ensure(); !guarded) {
+    log_error("VM {}: {}", vm.name, guarded.error().message);
+  }
+}
+
 void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record,
                           const std::map<pid_t, KeptProcess>& kept) {
   const auto& process_json = record.at("process");
@@ -146,7 +154,7 @@ void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record,
     end_vm(vm, VmState::crashed, {"lost", 0, running.error().message});
     return;
   }
-  if (!vm->mac.empty()) (void)context_.macs.claim(vm->mac);
+  claim_network(*vm);
   vm->room = context_.admission->admit(vm->config.memory_bytes, vm->config.cpus);
   if (*running == "shutdown" || *running == "internal-error" || *running == "guest-panicked") {
     end_vm(vm, VmState::crashed, {"crashed", 0, "QEMU is " + *running});
@@ -229,7 +237,7 @@ void HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
     }
   }
   vm->room = context_.admission->admit(vm->config.memory_bytes, vm->config.cpus);
-  if (!vm->mac.empty()) (void)context_.macs.claim(vm->mac);
+  claim_network(*vm);
   vm->state = VmState::running;
   // Thawing reads lazyfs, which answers already; guests are spoken to on the workers' time.
   workers_->post([this, vm, frozen, runs, had_agent] {
@@ -239,7 +247,7 @@ void HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
       done = thaw(vm, nullptr, frozen);
       if (done) context_.events.add("restored", vm->id, {{"name", vm->name}});
     }
-    if (done) done = announce(vm, had_agent, ParentOf{});
+    if (done) done = announce(vm, had_agent, ParentOf{"", 0});
     if (!done) {
       log_error("VM {}: cannot be restored from its frozen machine: {}", vm->name,
                 done.error().message);

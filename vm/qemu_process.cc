@@ -76,6 +76,7 @@ Result<void> QemuProcess::make_files(const Launch& launch) {
 }
 
 Result<void> QemuProcess::spawn(const Launch& launch) {
+  if (config_.network == Network::user) SNOW_TRY(context_.network_guard->ensure());
   SpawnSpec spec;
   spec.id = key_;
   spec.role = launch.kind == Launch::Kind::boot ? "boot" : "thaw";

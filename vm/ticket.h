@@ -35,7 +35,6 @@ struct Ticket {
   std::string id;
   std::string owner;  // VM id
   bool hierarchical = false;
-  bool inside = false;  // a program in the guest asked for it
   unsigned requested = 0;
   unsigned granted = 0;
   std::string created;  // RFC 3339
