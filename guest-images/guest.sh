@@ -15,3 +15,10 @@ for source in "$TREE"/tests/guest/*.c; do
   gcc -O2 -Wall -Wextra -Werror -static -pthread -o "test/$name" "$source"
   strip "test/$name"
 done
+for source in "$TREE"/tests/guest/*.cc; do
+  [ -f "$source" ] || continue
+  name=$(basename "$source" .cc)
+  g++ -std=c++20 -O1 -Wall -Wextra -Werror -static -pthread -I"$TREE" -o "test/$name" "$source" \
+    root/usr/lib/libsnow.a
+  strip "test/$name"
+done

@@ -35,10 +35,15 @@ cp -a "$IMAGES/guest/test" "$root/opt/test"
   mkdir -p "$root/$(dirname "$file")"
   cp -p "$IMAGES/guest/root/$file" "$root/$file"
 done
+# And their other names (snow-clone and the like).
+(cd "$IMAGES/guest/root" && find . -type l) | while read -r link; do
+  target=$(dirname "$link")/$(readlink "$IMAGES/guest/root/$link")
+  [ ! -e "$root/$target" ] || cp -P "$IMAGES/guest/root/$link" "$root/$link"
+done
 # Drivers in the order in which they are loaded; every file needs only those before it.
 modules="virtio/virtio_ring virtio/virtio virtio/virtio_mmio virtio/virtio_pci_modern_dev
   virtio/virtio_pci_legacy_dev virtio/virtio_pci char/virtio_console block/virtio_blk
-  char/hw_random/virtio-rng input/evdev acpi/button"
+  char/hw_random/virtio-rng input/evdev acpi/button misc/pvpanic/pvpanic misc/pvpanic/pvpanic-mmio"
 network="net/core/failover drivers/net/net_failover drivers/net/virtio_net"
 for module in $modules; do
   cp "$IMAGES/kernel/modules/kernel/drivers/$module.ko" "$root/lib/modules/"

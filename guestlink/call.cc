@@ -41,6 +41,7 @@ class SessionCall : public GuestCall {
   ~SessionCall() override { session_->forget(*state_); }
 
   [[nodiscard]] const Fields& fields() const override { return state_->fields; }
+  [[nodiscard]] uint32_t number() const override { return state_->number; }
   [[nodiscard]] const std::string& payload() const override { return state_->payload; }
   [[nodiscard]] bool gone() const override { return session_->gone(*state_); }
 

@@ -24,7 +24,9 @@ bool good_key(std::string_view key) {
 }
 
 Fields resume_fields(const Identity& identity) {
-  if (!identity.changed) return {{"changed", "0"}};
+  if (!identity.changed) {
+    return {{"changed", "0"}, {"wall_ns", std::to_string(wall_clock_ns())}};
+  }
   const std::vector<std::byte> entropy = random_bytes(kEntropyBytes);
   Fields fields = {
       {"changed", "1"},
@@ -33,6 +35,7 @@ Fields resume_fields(const Identity& identity) {
       {"ticket", identity.ticket},
       {"index", std::to_string(identity.index)},
       {"count", std::to_string(identity.count)},
+      {"call", std::to_string(identity.call)},
       {"parent", identity.parent},
       {"generation", std::to_string(identity.generation)},
       {"image", identity.image},

@@ -21,12 +21,15 @@ namespace snow {
 
 // Who a thawed guest is; becomes the fields of `resume`.
 struct Identity {
-  bool changed = true;  // false: a freeze was given up, the same machine goes on
+  // False: the same machine goes on, after a freeze that was given up or a pause; only its clock is
+  // set.
+  bool changed = true;
   std::string id = {};  // VM id
   std::string name = {};
   std::string ticket = {};
-  unsigned index = 0;       // 0: the parent
-  unsigned count = 0;       // clones of this fork
+  unsigned index = 0;  // 0: the parent
+  unsigned count = 0;  // clones of this fork
+  uint32_t call = 0;   // GuestCall::number() of the call that asked for the freeze; 0: the host
   std::string parent = {};  // VM id
   unsigned generation = 0;
   std::string image = {};
@@ -83,6 +86,8 @@ class GuestCall {
  public:
   virtual ~GuestCall() = default;
   [[nodiscard]] virtual const channel::Fields& fields() const = 0;
+  // The stream's number: names the call to the guest's agent, also in clones of that guest.
+  [[nodiscard]] virtual uint32_t number() const = 0;
   [[nodiscard]] virtual const std::string& payload() const = 0;  // of exit; whole
   // `results` + code "ok"; `payload` follows in data messages, then eof.
   virtual void answer(channel::Fields results, std::string payload = {}) = 0;

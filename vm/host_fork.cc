@@ -194,7 +194,7 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
   SNOW_ASSIGN(outcome.frozen, freeze_and_move(vm, *reservation, had_agent, steps, outcome.undone));
   const auto& frozen = outcome.frozen;
   attach(vm);
-  const ParentOf as_parent{plan.ticket, plan.count};
+  const ParentOf as_parent{plan.ticket, plan.count, plan.call};
   std::promise<void> parent_back;
   std::thread parent([&] {
     const int64_t moved = monotonic_ns();
@@ -216,6 +216,7 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
         clone->name = vm->name + "." + std::to_string(++vm->children);
         if (clone->name.size() > kMaxNameBytes) clone->name = "vm-" + random_hex(4);
       } while (!free_name(clone->name));
+      clone->call = plan.call;
       clone->room = reservation->room.split();
       vms_[clone->id] = clone;
       if (ticket) ticket->clones.push_back({i, clone->id});

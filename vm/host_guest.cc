@@ -48,8 +48,10 @@ void HostImpl::guest_hello(const VmPtr& vm) {
     if (!vm->process || vm->process->link() == nullptr || vm->agent) return;
     if (vm->state != VmState::running) return;
   }
-  Result<ReadyReport> ready = vm->process->link()->resume(
-      identity_of(*vm), static_cast<int>(context_.settings.agent_ready_ms));
+  Identity identity = identity_of(*vm);
+  identity.call = 0;  // whoever asked for a fork is gone, or has its answer
+  Result<ReadyReport> ready =
+      vm->process->link()->resume(identity, static_cast<int>(context_.settings.agent_ready_ms));
   if (!ready) {
     log_warn("VM {}: its agent said hello, but does not answer: {}", vm->name,
              ready.error().message);
@@ -101,6 +103,11 @@ void HostImpl::serve_call(const VmPtr& vm, const std::shared_ptr<GuestCall>& cal
           fields.contains("minimum") ? count_field(fields, "minimum").value_or(0) : 1;
       SNOW_ASSIGN(const TicketPtr ticket,
                   reserve_ticket(vm, count, minimum, field(fields, "hierarchical") == "1"));
+      {
+        const std::lock_guard lock(mutex_);
+        ticket->inside = true;
+      }
+      save(*ticket);
       call->answer({{"ticket", ticket->id}, {"granted", std::to_string(ticket->granted)}});
       return {};
     }
@@ -110,8 +117,9 @@ void HostImpl::serve_call(const VmPtr& vm, const std::shared_ptr<GuestCall>& cal
     if (name == "exit") return call_exit(vm, *call);
     if (name == "join") return call_join(vm, call);
     if (name == "kill") {
-      SNOW_ASSIGN(const TicketPtr ticket, joinable(std::string(field(fields, "ticket")), vm->id));
-      call->answer({{"count", std::to_string(kill_clones(ticket))}});
+      SNOW_ASSIGN(const unsigned ended,
+                  kill_or_give_back(std::string(field(fields, "ticket")), vm->id));
+      call->answer({{"count", std::to_string(ended)}});
       return {};
     }
     if (name == "info") {
@@ -139,6 +147,7 @@ Result<void> HostImpl::call_clone(const VmPtr& vm, GuestCall& call) {
   plan.count = reservation->room.count();
   plan.minimum = 0;  // what became of each clone is told at the join
   plan.ticket = ticket->id;
+  plan.call = call.number();
   auto outcome = fork_vm(vm, std::move(reservation), plan, {});
   if (!outcome) {
     drop_ticket(ticket);
@@ -158,14 +167,17 @@ Result<void> HostImpl::call_checkpoint(const VmPtr& vm, GuestCall& call) {
     }
   }
   SNOW_ASSIGN(auto reservation, make_reservation(vm, 0, 0));
-  SNOW_ASSIGN(auto outcome, fork_vm(vm, std::move(reservation), ForkPlan{}, {}));
+  ForkPlan plan;
+  plan.call = call.number();
+  SNOW_ASSIGN(auto outcome, fork_vm(vm, std::move(reservation), plan, {}));
   const std::string id = "c" + random_hex(6);
   {
     const std::lock_guard lock(mutex_);
-    checkpoints_[id] = {vm->id, outcome.frozen, true};
+    checkpoints_[id] = {vm->id, outcome.frozen, call.number()};
   }
-  (void)context_.store->put("checkpoint", id,
-                            {{"owner", vm->id}, {"frozen", outcome.frozen->id()}});
+  (void)context_.store->put(
+      "checkpoint", id,
+      {{"owner", vm->id}, {"frozen", outcome.frozen->id()}, {"call", call.number()}});
   call.answer({{"checkpoint", id}});
   return {};
 }
@@ -173,6 +185,7 @@ Result<void> HostImpl::call_checkpoint(const VmPtr& vm, GuestCall& call) {
 Result<void> HostImpl::call_create(const VmPtr& vm, GuestCall& call) {
   const std::string id(field(call.fields(), "checkpoint"));
   std::shared_ptr<Frozen> frozen;
+  uint32_t asked = 0;
   {
     std::unique_lock lock(mutex_);
     const auto it = checkpoints_.find(id);
@@ -180,6 +193,7 @@ Result<void> HostImpl::call_create(const VmPtr& vm, GuestCall& call) {
       return fail(Code::not_found, "checkpoint '{}': this VM has no such checkpoint", id);
     }
     frozen = it->second.frozen;
+    asked = it->second.call;
     // Its images are shown again under other files: they must be files themselves by then.
     changed_.wait(lock, [&] { return frozen->settled() || stopping_; });
   }
@@ -203,6 +217,7 @@ Result<void> HostImpl::call_create(const VmPtr& vm, GuestCall& call) {
         clone->name = vm->name + "." + std::to_string(++vm->children);
         if (clone->name.size() > 60) clone->name = "vm-" + random_hex(4);
       } while (!free_name(clone->name));
+      clone->call = asked;
       clone->room = reservation->room.split();
       vms_[clone->id] = clone;
       ticket->clones.push_back({i, clone->id});

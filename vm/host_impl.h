@@ -104,8 +104,10 @@ class HostImpl : public Host {
   Result<nlohmann::json> run_image(const RunRequest& request);
   Result<MachineConfig> config_of(const RunRequest& request, const StoredImage& image);
   Result<std::shared_ptr<LazyFile>> image_disk(const StoredImage& image);
-  void save(const Vm& vm);                                        // to the record; logs a failure
-  void attach(const VmPtr& vm);                                   // QMP events, exits
+  void save(const Vm& vm);       // to the record; logs a failure
+  void attach(const VmPtr& vm);  // QMP events, exits
+  void guest_panicked(const VmPtr& vm, pid_t pid);
+  void guest_reset(const VmPtr& vm, pid_t pid);
   Result<void> connect(const VmPtr& vm, GuestLink::Start start);  // guest link, console
   Result<void> attach_console(const VmPtr& vm, const QemuProcess& process);
   void set_state(const VmPtr& vm, VmState state);
@@ -145,6 +147,7 @@ class HostImpl : public Host {
   struct ParentOf {
     std::string ticket;
     unsigned count = 0;
+    uint32_t call = 0;  // of its guest, that asked for the fork
   };
   Result<void> announce(const VmPtr& vm, bool had_agent,
                         const std::optional<ParentOf>& as_parent = {});
@@ -163,9 +166,9 @@ class HostImpl : public Host {
     unsigned count = 0;
     unsigned minimum = 0;
     std::string ticket;
+    uint32_t call = 0;  // of the guest, that asks for it
     std::map<std::string, std::string> parameters;
     bool wait_for_ready = true;
-    bool keep = false;  // the frozen machine is wanted: checkpoint, snapshot
   };
   struct ForkOutcome {
     std::shared_ptr<Frozen> frozen;
@@ -198,7 +201,9 @@ class HostImpl : public Host {
   void clone_ended(const Vm& vm);
   Result<TicketPtr> joinable(const std::string& id, const std::string& owner);  // "": the host asks
   void when_ended(const TicketPtr& ticket, int64_t timeout_ms, std::function<void()> wake);
-  unsigned kill_clones(const TicketPtr& ticket);  // how many
+  unsigned kill_clones(const TicketPtr& ticket);  // how many were ended
+  // As a guest kills by its ticket: if it was not used yet, it is given back.
+  Result<unsigned> kill_or_give_back(const std::string& id, const std::string& owner);
   std::string result_path(const Ticket& ticket, unsigned index) const;
   void expire_tickets();
 
@@ -235,7 +240,7 @@ class HostImpl : public Host {
   struct Checkpoint {
     std::string owner;  // VM id
     std::shared_ptr<Frozen> frozen;
-    bool had_agent = true;
+    uint32_t call = 0;  // that asked for it and waits in the frozen guest
   };
   std::map<std::string, Checkpoint> checkpoints_;
   // Only during start(): what the record said.

@@ -69,7 +69,7 @@ Result<void> HostImpl::restore_record() {
     if (it == restored_.end()) {
       (void)context_.store->remove("checkpoint", id);
     } else {
-      checkpoints_[id] = {json.at("owner"), it->second, true};
+      checkpoints_[id] = {json.at("owner"), it->second, json.at("call")};
     }
   }
   for (const auto& [id, json] : vms) {
@@ -247,7 +247,7 @@ void HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
       done = thaw(vm, nullptr, frozen);
       if (done) context_.events.add("restored", vm->id, {{"name", vm->name}});
     }
-    if (done) done = announce(vm, had_agent, ParentOf{"", 0});
+    if (done) done = announce(vm, had_agent, ParentOf{});
     if (!done) {
       log_error("VM {}: cannot be restored from its frozen machine: {}", vm->name,
                 done.error().message);

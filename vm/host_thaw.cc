@@ -76,6 +76,7 @@ Identity HostImpl::identity_of(const Vm& vm) const {
   identity.ticket = vm.ticket;
   identity.index = vm.index;
   identity.count = vm.count;
+  identity.call = vm.call;
   identity.parent = vm.parent;
   identity.generation = vm.generation;
   identity.image = vm.image;
@@ -132,6 +133,7 @@ Result<void> HostImpl::announce(const VmPtr& vm, bool had_agent,
   if (as_parent) {
     identity.ticket = as_parent->ticket;
     identity.count = as_parent->count;
+    identity.call = as_parent->call;
     identity.index = 0;
     identity.hostname.clear();
     identity.mac.clear();

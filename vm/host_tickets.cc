@@ -2,6 +2,8 @@
 #include <openssl/evp.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "base/file.h"
 #include "base/log.h"
 #include "vm/host_impl.h"
@@ -24,6 +26,17 @@ tl::unexpected<Error> no_such_ticket(const std::string& id) {
               "ticket '{}': no such ticket; it was used up, given back or not yours. Reserve a new "
               "one",
               id);
+}
+
+// Who may use, join or kill by a ticket; "": the host, which may.
+Result<void> check_owner(const Ticket& ticket, const std::string& vm) {
+  if (vm.empty() || ticket.owner == vm) return {};
+  for (const CloneEnd& clone : ticket.clones) {
+    if (clone.vm != vm) continue;
+    return fail(Code::wrong_state,
+                "ticket '{}': this VM is one of its clones; only the parent can use it", ticket.id);
+  }
+  return fail(Code::denied, "ticket '{}': it belongs to another VM", ticket.id);
 }
 
 }  // namespace
@@ -101,9 +114,7 @@ Result<HostImpl::TicketPtr> HostImpl::use_ticket(const std::string& id, const Vm
     const auto it = tickets_.find(id);
     if (it == tickets_.end()) return no_such_ticket(id);
     ticket = it->second;
-    if (ticket->owner != user.id) {
-      return fail(Code::denied, "ticket '{}': it belongs to another VM", id);
-    }
+    SNOW_TRY(check_owner(*ticket, user.id));
     if (!ticket->reservation) {
       return fail(Code::spent, "ticket '{}': it was used for a fork already; reserve a new one",
                   id);
@@ -171,9 +182,7 @@ Result<HostImpl::TicketPtr> HostImpl::joinable(const std::string& id, const std:
   const std::lock_guard lock(mutex_);
   const auto it = tickets_.find(id);
   if (it == tickets_.end()) return no_such_ticket(id);
-  if (!owner.empty() && it->second->owner != owner) {
-    return fail(Code::denied, "ticket '{}': only the VM that forked with it can join or kill", id);
-  }
+  SNOW_TRY(check_owner(*it->second, owner));
   if (!it->second->forked) {
     return fail(Code::wrong_state, "ticket '{}': nothing was forked with it yet", id);
   }
@@ -221,6 +230,23 @@ Result<nlohmann::json> HostImpl::join(const std::string& id, int64_t timeout_ms)
   return nlohmann::json{{"clones", list}};
 }
 
+Result<unsigned> HostImpl::kill_or_give_back(const std::string& id, const std::string& owner) {
+  bool unused = false;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = tickets_.find(id);
+    if (it == tickets_.end()) return no_such_ticket(id);
+    SNOW_TRY(check_owner(*it->second, owner));
+    unused = it->second->reservation != nullptr;
+  }
+  if (unused) {
+    SNOW_TRY(give_back(id));
+    return 0;
+  }
+  SNOW_ASSIGN(const TicketPtr ticket, joinable(id, owner));
+  return kill_clones(ticket);
+}
+
 unsigned HostImpl::kill_clones(const TicketPtr& ticket) {
   std::vector<VmPtr> clones;
   {
@@ -253,8 +279,12 @@ void HostImpl::expire_tickets() {
       const auto owner = vms_.find(ticket->owner);
       const bool owner_gone = owner == vms_.end() || owner->second->ended_already();
       if (!ticket->forked && (ticket->deadline_ns < now || owner_gone)) unused.push_back(id);
-      if (ticket->forked && owner_gone && ticket->waiters.empty() && !ticket->clones.empty() &&
-          ticket->all_ended() && owner == vms_.end()) {
+      // Nobody can ask for the results any more; or those of a fork from the host were removed.
+      const bool clones_gone =
+          std::none_of(ticket->clones.begin(), ticket->clones.end(),
+                       [&](const CloneEnd& clone) { return vms_.contains(clone.vm); });
+      if (ticket->forked && ticket->waiters.empty() && !ticket->clones.empty() &&
+          ticket->all_ended() && (owner == vms_.end() || (!ticket->inside && clones_gone))) {
         orphaned.push_back(ticket);
       }
       for (auto it = ticket->waiters.begin(); it != ticket->waiters.end();) {

@@ -10,6 +10,12 @@
 
 namespace snow {
 
+namespace {
+
+constexpr int kClockTimeoutMs = 5'000;  // for the agent to set the clock after a pause
+
+}  // namespace
+
 tl::unexpected<Error> HostImpl::ended_error(const Vm& vm) {
   return fail(Code::wrong_state, "VM '{}': has ended ({}); `snow rm {}` removes it", vm.name,
               vm.exit.how, vm.name);
@@ -120,18 +126,49 @@ void HostImpl::attach(const VmPtr& vm) {
   process->qmp().on_event(
       [this, weak = std::weak_ptr<Vm>(vm), pid = process->pid()](const nlohmann::json& event) {
         const std::string name = event.value("event", "");
-        if (name != "GUEST_PANICKED") return;
-        workers_->post([this, weak, pid] {
-          const auto panicked = weak.lock();
-          if (!panicked) return;
-          const std::lock_guard operation(panicked->operation);
-          {
-            const std::lock_guard lock(mutex_);
-            if (!panicked->process || panicked->process->pid() != pid) return;
+        const bool reset =
+            name == "RESET" && event.contains("data") && event["data"].value("guest", false);
+        if (name != "GUEST_PANICKED" && !reset) return;
+        workers_->post([this, weak, pid, reset] {
+          const auto alive = weak.lock();
+          if (!alive) return;
+          if (reset) {
+            guest_reset(alive, pid);
+          } else {
+            guest_panicked(alive, pid);
           }
-          end_vm(panicked, VmState::crashed, {"crashed", 0, "the guest's kernel panicked"});
         });
       });
+}
+
+void HostImpl::guest_panicked(const VmPtr& vm, pid_t pid) {
+  const std::lock_guard operation(vm->operation);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!vm->process || vm->process->pid() != pid) return;
+  }
+  end_vm(vm, VmState::crashed, {"crashed", 0, "the guest's kernel panicked"});
+}
+
+// A machine that boots again is told who it is when its agent says hello. But what a fork from
+// inside made the clone for is gone with its memory: that clone has crashed. (A kernel without a
+// driver for the panic device shows a panic in this way too.)
+void HostImpl::guest_reset(const VmPtr& vm, pid_t pid) {
+  const std::lock_guard operation(vm->operation);
+  bool inside = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!vm->process || vm->process->pid() != pid || vm->state != VmState::running) return;
+    const auto ticket = tickets_.find(vm->ticket);
+    inside = vm->index > 0 && ticket != tickets_.end() && ticket->second->inside;
+    vm->agent = false;
+  }
+  if (inside) {
+    end_vm(vm, VmState::crashed,
+           {"crashed", 0, "the guest reset its machine: a kernel panic or a reboot"});
+    return;
+  }
+  context_.events.add("reset", vm->id, {{"name", vm->name}});
 }
 
 Result<void> HostImpl::connect(const VmPtr& vm, GuestLink::Start start) {
@@ -278,6 +315,13 @@ Result<nlohmann::json> HostImpl::resume(const std::string& name) {
   }
   SNOW_TRY(now.process->go_on());
   set_state(vm, VmState::running);
+  if (vm->agent && vm->process->link() != nullptr) {
+    Identity same;  // its clock stood still
+    same.changed = false;
+    if (auto back = vm->process->link()->resume(same, kClockTimeoutMs); !back) {
+      log_warn("VM {}: its clock was not set after the pause: {}", vm->name, back.error().message);
+    }
+  }
   return describe(vm);
 }
 

@@ -16,6 +16,7 @@ nlohmann::json ticket_to_json(const Ticket& ticket) {
 nlohmann::json ticket_to_record(const Ticket& ticket) {
   nlohmann::json json = ticket_to_json(ticket);
   json["hierarchical"] = ticket.hierarchical;
+  json["inside"] = ticket.inside;
   json["clones"] = nlohmann::json::array();
   for (const CloneEnd& clone : ticket.clones) {
     json["clones"].push_back({{"index", clone.index},
@@ -32,6 +33,7 @@ std::shared_ptr<Ticket> ticket_from_record(const nlohmann::json& record) {
   ticket->id = record.at("ticket");
   ticket->owner = record.at("vm");
   ticket->hierarchical = record.at("hierarchical");
+  ticket->inside = record.at("inside");
   ticket->requested = record.at("requested");
   ticket->granted = record.at("granted");
   ticket->created = record.at("created");

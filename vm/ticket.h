@@ -35,6 +35,7 @@ struct Ticket {
   std::string id;
   std::string owner;  // VM id
   bool hierarchical = false;
+  bool inside = false;  // a program in the guest asked for it
   unsigned requested = 0;
   unsigned granted = 0;
   std::string created;  // RFC 3339

@@ -42,6 +42,7 @@ struct Vm {
   std::string ticket;    // of the fork that made it
   unsigned index = 0;
   unsigned count = 0;  // clones of that fork
+  uint32_t call = 0;   // of the parent's guest, that asked for it; 0: the host did
   unsigned generation = 0;
   unsigned children = 0;  // made so far; numbers their names
   std::string uuid;

@@ -119,6 +119,8 @@ void Agent::resume(const Fields& fields) {
     streams_.set_environment(environment_of(fields));
     if (channel::number_field(fields, "index").value_or(0) > 0) streams_.become_clone();
     calls_.resumed(fields);
+  } else {
+    report["clock"] = set_clock(channel::number_field(fields, "wall_ns"), report);
   }
   const int64_t start = monotonic_us();
   freezer_.thaw();

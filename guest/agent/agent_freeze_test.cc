@@ -158,11 +158,12 @@ TEST_F(AgentFreezeTest, AnswersTheCloneCallFromResume) {
     auto cloner = agent_->connect();
     auto other = agent_->connect();
     cloner.send(Type::call, 1, Fields{{"call", "clone"}, {"ticket", "t1"}});
-    EXPECT_EQ(next_call().second["ticket"], "t1");
+    const auto [stream, call] = next_call();
+    EXPECT_EQ(field(call, "ticket"), "t1");
     other.send(Type::call, 9, Fields{{"call", "join"}, {"ticket", "t0"}});
     EXPECT_EQ(next_call().second["call"], "join");
     prepare();
-    resume({{"index", index}, {"ticket", "t1"}});
+    resume({{"index", index}, {"ticket", "t1"}, {"call", std::to_string(stream)}});
     Fields answer = answer_of(cloner.receive());
     EXPECT_EQ(answer["code"], "ok");
     EXPECT_EQ(answer["index"], index);
@@ -179,14 +180,19 @@ TEST_F(AgentFreezeTest, ACheckpointCallIsAnsweredByTheHostInTheParentAndByResume
   program.send(Type::call, 1, Fields{{"call", "checkpoint"}});
   const uint32_t stream = next_call().first;
   prepare();
-  resume({{"index", "0"}});
+  resume({{"index", "0"}, {"call", std::to_string(stream)}});
   agent_->send(Type::answer, stream, Fields{{"code", "ok"}, {"checkpoint", "c1"}});
   EXPECT_EQ(answer_of(program.receive())["checkpoint"], "c1");
   program.send(Type::call, 2, Fields{{"call", "checkpoint"}});
+  const uint32_t second = next_call().first;
+  // Another program's, that waits: it is not in a clone of its own checkpoint.
+  auto other = agent_->connect();
+  other.send(Type::call, 1, Fields{{"call", "checkpoint"}});
   next_call();
   prepare();
-  resume({{"index", "4"}});
+  resume({{"index", "4"}, {"call", std::to_string(second)}});
   EXPECT_EQ(answer_of(program.receive())["index"], "4");
+  EXPECT_EQ(answer_of(other.receive())["code"], "wrong_state");
 }
 
 TEST_F(AgentFreezeTest, RelaysPayloadsBothWays) {

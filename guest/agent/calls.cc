@@ -138,7 +138,6 @@ bool Calls::begin_call(uint64_t id, Connection& connection, const Message& messa
   call.connection = id;
   call.local = message.stream;
   call.name = field(*fields, "call");
-  call.ticket = field(*fields, "ticket");
   port_.send(Type::call, next_stream_, message.payload);
   next_stream_ += 2;
   return true;
@@ -218,7 +217,7 @@ void Calls::remove_broken() {
 
 void Calls::resumed(const Fields& resume) {
   const bool clone = channel::number_field(resume, "index").value_or(0) > 0;
-  const std::string_view ticket = field(resume, "ticket");
+  const int64_t asked = channel::number_field(resume, "call").value_or(0);
   Fields own = {{"code", "ok"}};
   for (const char* key : {"index", "id", "name", "parent", "generation", "ticket", "count"}) {
     own[key] = field(resume, key);
@@ -226,9 +225,8 @@ void Calls::resumed(const Fields& resume) {
   std::vector<uint32_t> streams;
   for (const auto& [stream, call] : calls_) streams.push_back(stream);
   for (const uint32_t stream : streams) {
-    const Call& call = calls_.at(stream);
-    const bool asked_for_it = call.name == "clone" && !ticket.empty() && call.ticket == ticket;
-    if (asked_for_it || (clone && call.name == "checkpoint")) {
+    // The parent's checkpoint call is answered by the host, who knows the checkpoint's name.
+    if (stream == asked && (clone || calls_.at(stream).name == "clone")) {
       answer(stream, own);
     } else if (clone) {
       answer(stream, refusal("wrong_state",

@@ -48,7 +48,7 @@ class Calls {
   struct Call {
     uint64_t connection = 0;
     uint32_t local = 0;  // the program's number for it
-    std::string name, ticket;
+    std::string name;
     uint64_t credit = channel::kWindowBytes;  // what the program may still send
     uint64_t sent = 0;
   };

@@ -42,19 +42,6 @@ std::string reseed(std::string_view entropy) {
   return "ok";
 }
 
-std::string set_clock(std::optional<int64_t> wall_ns, Fields& report) {
-  if (!wall_ns) return "none";
-  timespec now{};
-  clock_gettime(CLOCK_REALTIME, &now);
-  const int64_t step_ns = *wall_ns - (int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec);
-  if (std::llabs(step_ns) <= kClockToleranceNs) return "ok";
-  const timespec wall{static_cast<time_t>(*wall_ns / 1'000'000'000),
-                      static_cast<long>(*wall_ns % 1'000'000'000)};
-  if (clock_settime(CLOCK_REALTIME, &wall) != 0) return error_text(errno);
-  report["clock_stepped_ns"] = std::to_string(step_ns);
-  return "ok";
-}
-
 std::string set_hostname(const std::string& name) {
   if (sethostname(name.data(), name.size()) != 0) return "hostname: " + error_text(errno);
   // A read-only /etc is no failure: the name is set.
@@ -139,6 +126,19 @@ std::string set_identity(const Fields& resume, const IdentityPaths& paths) {
 }
 
 }  // namespace
+
+std::string set_clock(std::optional<int64_t> wall_ns, Fields& report) {
+  if (!wall_ns) return "none";
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  const int64_t step_ns = *wall_ns - (int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec);
+  if (std::llabs(step_ns) <= kClockToleranceNs) return "ok";
+  const timespec wall{static_cast<time_t>(*wall_ns / 1'000'000'000),
+                      static_cast<long>(*wall_ns % 1'000'000'000)};
+  if (clock_settime(CLOCK_REALTIME, &wall) != 0) return error_text(errno);
+  report["clock_stepped_ns"] = std::to_string(step_ns);
+  return "ok";
+}
 
 Environment environment_of(const Fields& resume) {
   Environment environment;

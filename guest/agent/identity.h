@@ -6,7 +6,9 @@
 // Single-threaded.
 #pragma once
 
+#include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "guest/channel/message.h"
@@ -23,6 +25,9 @@ struct IdentityPaths {
 // `resume`: changed = 1. Result: reseeded, clock, identity, hooks, entropy_us, clock_us,
 // identity_us, hooks_us, and clock_stepped_ns if the clock was stepped.
 channel::Fields become(const channel::Fields& resume, const IdentityPaths& paths);
+
+// "ok", "none" (no time was given), or what failed. Adds clock_stepped_ns if it was stepped.
+std::string set_clock(std::optional<int64_t> wall_ns, channel::Fields& report);
 
 // --env of this machine, for programs that the agent starts.
 Environment environment_of(const channel::Fields& resume);

@@ -59,8 +59,11 @@ enum class Type : uint8_t {
 // prepare: fields: reason. The agent answers within its own 2 s at most.
 //
 // resume: fields
-//   changed     "0": the freeze was given up, this is the same machine: only go on
+//   changed     "0": the freeze was given up, or a pause is over: the same machine goes on, and
+//   only
+//               wall_ns is heeded
 //   id, name, ticket, index (0: parent), count, parent, generation, image
+//   call        stream of the call that asked for the freeze; 0: the host did
 //   uuid, hostname (empty: leave it), machine_id ("new" | "keep"), mac (empty: none)
 //   entropy     64 random bytes, wall_ns: the host's wall clock
 //   param.KEY   one for each --param; env.KEY for --env
@@ -81,7 +84,7 @@ enum class Type : uint8_t {
 // call: fields "call" =
 //   ticket      n, minimum, hierarchical     -> ticket, granted
 //   clone       ticket                       -> index (in parent and clones by `resume`: the agent
-//                                               answers the call whose ticket it names)
+//                                               answers the call that it names)
 //   checkpoint                               -> checkpoint (the caller goes on; in a clone made
 //                                               from it later: index)
 //   create      checkpoint, ticket           -> count

@@ -137,21 +137,25 @@ int CallToHost::wait_for_answer(Fields& answer) {
   return failed(code_of(code), std::string(field(answer, "message")));
 }
 
+// One message may hold the end of one clone's payload and the beginning of the next one's.
 int CallToHost::read_payload(size_t size, std::string& bytes) {
-  while (payload_.size() < size) {
+  bytes.clear();
+  bytes.reserve(size);
+  while (true) {
+    const size_t taken = std::min(size - bytes.size(), rest_.size());
+    bytes.append(rest_, 0, taken);
+    rest_.erase(0, taken);
+    if (bytes.size() == size) return 0;
     Message message;
     if (const int error = receive(message)) return error;
     if (message.type == Type::eof || message.type == Type::closed) {
       return failed(SNOW_E_CORRUPT, "the host sent less than it promised");
     }
     if (message.type != Type::data || message.payload.empty()) continue;
-    payload_.append(message.payload, 1);
-    const int error = send(Type::credit, u32(static_cast<uint32_t>(message.payload.size() - 1)));
-    if (error != 0) return error;
+    rest_.assign(message.payload, 1);
+    if (const int error = send(Type::credit, u32(static_cast<uint32_t>(rest_.size()))))
+      return error;
   }
-  bytes = payload_.substr(0, size);
-  payload_.erase(0, size);
-  return 0;
 }
 
 int ask_host(const Fields& request, Fields& answer) {

@@ -24,10 +24,9 @@ class CallToHost {
 
   // All: 0 or an error.
   int begin(const channel::Fields& request);
-  int send_payload(std::string_view bytes);      // fd 1, then eof
-  int wait_for_answer(channel::Fields& answer);  // an answer that is an error is one here
-  // The next `size` bytes of the answer's payload; messages need not end where these do.
-  int read_payload(size_t size, std::string& bytes);
+  int send_payload(std::string_view bytes);           // fd 1, then eof
+  int wait_for_answer(channel::Fields& answer);       // an answer that is an error is one here
+  int read_payload(size_t size, std::string& bytes);  // the next `size` bytes
 
  private:
   int send(channel::Type type, std::string payload);
@@ -36,7 +35,7 @@ class CallToHost {
   uint64_t credit_ = channel::kWindowBytes;
   channel::LocalReader reader_;
   std::deque<channel::Message> messages_;
-  std::string payload_;  // received, not yet read
+  std::string rest_;  // of a message of payload, not read yet
 };
 
 // begin and wait_for_answer.

@@ -53,11 +53,14 @@ class CallsTest : public testing::Test {
   }
   // As after a thaw: the machine is number `index` of the fork.
   void thaw_as(unsigned index) {
-    call("clone");
+    const uint32_t stream = call("clone");
     agent_->send(Type::prepare, 0, "");
     agent_->expect(Type::prepared);
     agent_->send(Type::resume, 0,
-                 Fields{{"changed", "1"}, {"ticket", "t1"}, {"index", std::to_string(index)}});
+                 Fields{{"changed", "1"},
+                        {"ticket", "t1"},
+                        {"call", std::to_string(stream)},
+                        {"index", std::to_string(index)}});
     agent_->expect(Type::ready);
   }
   struct Exit {
