@@ -115,6 +115,13 @@ def check_channel():
           f"docs/channel.md: messages are not those of message.h: {sorted(rows)}")
 
 
+def check_tests_of_specification():
+    names = {path.stem for pattern in ("*_test.*", "*_fuzz.cc") for path in ROOT.rglob(pattern)
+             if "build" not in path.relative_to(ROOT).parts}
+    for name in re.findall(r"`(\w+_(?:test|fuzz))`", read("SPECIFICATION.md")):
+        check(name in names, f"SPECIFICATION.md: {name}: no such test")
+
+
 def commands():
     return set(re.findall(r'\badd\((?:\*\w+, )?"([\w-]+)",', read("cli/tree.cc")))
 
@@ -180,6 +187,7 @@ def main():
                  "CHANGELOG.md", "LICENSE"):
         check((ROOT / file).is_file(), f"{file}: is missing")
     for part in (check_links, check_paths_in_sources, check_settings, check_errors, check_channel,
+                 check_tests_of_specification,
                  check_commands, check_routes, check_commands_in_documents):
         part()
     print("\n".join(problems) if problems else "documents: as the code")
