@@ -189,7 +189,7 @@ TEST_F(ServerTest, ErrorsHaveOneShape) {
            Case{"GET", "/v1/vms?al=1", "", 400, "usage", "'al'"},
            Case{"GET", "/v1/vms?all=x", "", 400, "invalid", "all 'x'"},
            Case{"GET", "/v1/images/..%2F..%2Fetc", "", 404, "not_found", "no such path"},
-           Case{"GET", "/v1/images/%2e%2e", "", 400, "invalid", "a name has"},
+           Case{"GET", "/v1/images/%2e%2e", "", 400, "invalid", "must begin with"},
            Case{"POST", "/v1/vms", "{nonsense", 400, "usage", "not JSON"},
            Case{"POST", "/v1/vms", R"({"imaeg": "x"})", 400, "usage", "imaeg: unknown field"},
            Case{"POST", "/v1/vms/web/tickets", R"({"count": 5})", 507, "no_room", "limit is 4"},
