@@ -167,25 +167,31 @@ class Ticket:
         self.count = _lib.snow_ticket_processes(self._handle)
         self._open = True
 
+    def _own(self):
+        if not self._handle:
+            raise SnowError("spent", f"ticket '{self.id}': its `with` block is over")
+        return self._handle
+
     def clone(self):
         """Clones the machine: 0 here, 1 .. count in the clones."""
+        handle = self._own()
         _flush()
         if self._flags & HIERARCHICAL:
-            self._index = _clone_hierarchical(self._handle)
+            self._index = _clone_hierarchical(handle)
         else:
-            self._index = _checked(_lib.snow_clone(self._handle))
+            self._index = _checked(_lib.snow_clone(handle))
         return self._index
 
     def create(self, checkpoint):
         """Makes clones of a checkpoint, which go on in snow.checkpoint; how many."""
         name = getattr(checkpoint, "id", checkpoint)
-        return _checked(_lib.snow_create_clones(name.encode(), self._handle))
+        return _checked(_lib.snow_create_clones(name.encode(), self._own()))
 
     def join(self, timeout=None):
         """The Results of all clones, in order, after at most `timeout` seconds."""
         results = _c.c_void_p()
         milliseconds = -1 if timeout is None else int(timeout * 1000)
-        count = _checked(_lib.snow_join(self._handle, milliseconds, _c.byref(results)))
+        count = _checked(_lib.snow_join(self._own(), milliseconds, _c.byref(results)))
         try:
             out = []
             for i in range(count):
@@ -199,8 +205,9 @@ class Ticket:
 
     def kill(self):
         """Ends all clones at once; how many."""
+        handle = self._own()
         self._open = False
-        return _checked(_lib.snow_kill(self._handle))
+        return _checked(_lib.snow_kill(handle))
 
     def __enter__(self):
         return self
