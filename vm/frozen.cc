@@ -182,26 +182,36 @@ Result<void> Frozen::write_map() const {
 
 Result<void> Frozen::settle(const std::function<bool()>& between,
                             const std::function<bool(const Layer&)>& is_private) {
-  if (settled_) return {};
-  if (delta_ && !delta_->copied()) SNOW_TRY(delta_->copy_out(kCopyStep, between));
-  std::vector<std::shared_ptr<Layer>> replaced;  // their files stay until the record is written
-  SNOW_TRY(ground_.memory->image()->merge_layers(
-      kLayerLimit, context_.ram_dir() + "/" + id_ + ".merged", is_private, &replaced));
-  if (ground_.disk) {
-    SNOW_TRY(ground_.disk->image()->merge_layers(
-        kLayerLimit, context_.disk_dir() + "/" + id_ + ".merged", is_private, &replaced));
+  if (source_) {
+    if (delta_ && !delta_->copied()) SNOW_TRY(delta_->copy_out(kCopyStep, between));
+    SNOW_TRY(write_map());
+    source_->give_away_overlay();
+    source_->give_away_ram();
+    settled_ = true;
+    SNOW_TRY(record());
+    source_.reset();
+    over_.reset();
+    delta_.reset();
+    ram_.reset();
+    overlay_.reset();
   }
-  SNOW_TRY(write_map());
-  source_->give_away_overlay();
-  source_->give_away_ram();
-  settled_ = true;
-  SNOW_TRY(record());
-  source_.reset();
-  over_.reset();
-  delta_.reset();
-  ram_.reset();
-  overlay_.reset();
-  return {};
+  return merge(is_private);
+}
+
+// After the earlier machine was let go: what that alone shared with this one is private now.
+Result<void> Frozen::merge(const std::function<bool(const Layer&)>& is_private) {
+  const auto merge_one = [&](const std::shared_ptr<LazyFile>& file,
+                             const std::string& folder) -> Result<void> {
+    if (!file) return {};
+    std::vector<std::shared_ptr<Layer>> replaced;  // their files stay until the map is written
+    SNOW_ASSIGN(const bool merged,
+                file->image()->merge_layers(kLayerLimit, folder + "/" + id_ + ".merged", is_private,
+                                            &replaced));
+    if (merged) SNOW_TRY(write_map());
+    return {};
+  };
+  SNOW_TRY(merge_one(ground_.memory, context_.ram_dir()));
+  return merge_one(ground_.disk, context_.disk_dir());
 }
 
 Result<std::shared_ptr<Frozen>> Frozen::restore(Context& context, const nlohmann::json& record,

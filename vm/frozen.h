@@ -72,8 +72,8 @@ class Frozen {
   // Writes what the next daemon needs to find this again. Called in the pause: small.
   Result<void> record();
 
-  // Copies the delta out of the stopped process, records the images by their files, merges layers
-  // where the stack has grown, and lets the process and the earlier machine go. Once, on one
+  // Copies the delta out of the stopped process, records the images by their files, lets the
+  // process and the earlier machine go, and merges layers where the stack has grown. Once, on one
   // thread; after a failure (disk full) it may be called again. `between` as for
   // DeltaLayer::copy_out.
   Result<void> settle(const std::function<bool()>& between,
@@ -101,6 +101,7 @@ class Frozen {
   [[nodiscard]] std::string state_path() const;
   [[nodiscard]] std::string map_path() const;
   Result<void> write_map() const;
+  Result<void> merge(const std::function<bool(const Layer&)>& is_private);
 
   Context& context_;
   const std::string id_;
