@@ -66,6 +66,16 @@ Finding check_qemu_img() {
           ran->standard_output.substr(0, ran->standard_output.find('\n'))};
 }
 
+Finding check_nftables() {
+  const auto ran = run_process({"nft", "--version"}, kVersionTimeoutMs);
+  if (!ran || ran->exit_code != 0) {
+    return {"nftables", Verdict::warn,
+            "nft does not run, so `snow run --net user` is refused; apt-get install nftables"};
+  }
+  return {"nftables", Verdict::pass,
+          ran->standard_output.substr(0, ran->standard_output.find('\n'))};
+}
+
 Finding check_fuse() {
   struct stat status {};
   if (::stat("/dev/fuse", &status) < 0 || !S_ISCHR(status.st_mode)) {
@@ -229,10 +239,10 @@ Finding check_daemon(const Options& options) {
 }  // namespace
 
 Result<int> doctor(const Options& options) {
-  const std::vector<Finding> findings = {check_qemu(),   check_qemu_img(),     check_fuse(),
-                                         check_resend(), check_pagemap(),      check_kvm(),
-                                         check_cgroup(), check_memory(),       check_uids(),
-                                         check_group(),  check_daemon(options)};
+  const std::vector<Finding> findings = {check_qemu(),   check_qemu_img(), check_fuse(),
+                                         check_resend(), check_pagemap(),  check_kvm(),
+                                         check_cgroup(), check_memory(),   check_uids(),
+                                         check_group(),  check_nftables(), check_daemon(options)};
   const auto word = [](Verdict verdict) {
     return verdict == Verdict::pass ? "PASS" : verdict == Verdict::warn ? "WARN" : "FAIL";
   };
