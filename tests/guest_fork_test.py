@@ -50,11 +50,35 @@ def exit_status_and_payload(daemon):
     expect_equal(got[-1], "joined 1 exited 4 still here", "after a result that was too large")
 
 
+def shell_commands(daemon):
+    result = daemon.snow_result("exec", "a", "--", "snow-clone", 3, "--", "sh", "-c",
+                                "echo clone {id} of $SNOW_COUNT; echo e{id} >&2; "
+                                "exit $(({id} / 3))")
+    expect_equal((result.stdout, result.stderr, result.returncode),
+                 ("clone 1 of 3\nclone 2 of 3\nclone 3 of 3\n", "e1\ne2\ne3\n", 1), "snow-clone")
+    daemon.shell("a", "for i in 1 2 3 4 5; do echo \"echo line $i; sleep 0.$((6 - i))\"; done "
+                 ">/tmp/jobs; echo 'exit 4' >>/tmp/jobs")
+    result = daemon.snow_result("exec", "a", "--", "snow-parallel", "-j", 2, "/tmp/jobs")
+    expect_equal((result.stdout, result.returncode),
+                 ("".join(f"line {i}\n" for i in range(1, 6)), 1), "snow-parallel")
+    facts = dict(line.split("=", 1) for line in daemon.exec("a", "snow-info").splitlines())
+    expect_equal((facts["SNOW_ID"], facts["SNOW_NAME"], facts["SNOW_INDEX"]),
+                 (daemon.inspect("a")["id"], "a", "0"), "snow-info")
+
+
+def fewer_than_asked(daemon):
+    """What the host can hold is granted; with EXACT it is all or nothing."""
+    got = lines(daemon, "a", "ticket:12:exact", "ticket:12", "kill")
+    expect(got[0].startswith("refused ticket no_room"), f"12 of at most 7, exactly: {got[0]}")
+    expect_equal(got[1:], ["ticket 7 7", "killed 0"], "12 of at most 7")
+
+
 def refusals(daemon):
     parent = daemon.inspect("a")
     got = lines(daemon, "a", "ticket:0", "raw:call=ticket,n=0", "ticket:100000",
                 "raw:call=ticket,n=-1", "ticket:17", "raw:call=dance", "exit:0:no clone",
-                "raw:call=join,ticket=t0", "raw:call=create,checkpoint=c0,ticket=t0", "say:{refused}")
+                "raw:call=join,ticket=t0",
+                "raw:call=create,checkpoint=c0,ticket=t0", "say:{refused}")
     expect_equal(got[-1], "ticket=invalid raw=invalid ticket=invalid raw=invalid ticket=invalid "
                  "raw=usage exit=wrong_state raw=not_found raw=not_found", f"refusals: {got}")
 
@@ -124,10 +148,10 @@ def timeout_and_kill(daemon):
 
 
 def main():
-    with Daemon(images=["tiny"], settings={"fork_limit": 16}) as daemon:
+    with Daemon(images=["tiny"], settings={"fork_limit": 16, "vm_limit": 8}) as daemon:
         daemon.run_vm("tiny", name="a")
-        for part in (results_come_back_in_order, exit_status_and_payload, refusals, deaths,
-                     timeout_and_kill):
+        for part in (results_come_back_in_order, exit_status_and_payload, shell_commands,
+                     fewer_than_asked, refusals, deaths, timeout_and_kill):
             print(part.__name__, flush=True)
             part(daemon)
 

@@ -71,7 +71,8 @@ def names_and_ids(daemon, clones):
     for vm in machines:
         expect_equal(daemon.exec(vm, "cat", "/sys/class/net/eth0/address"),
                      daemon.inspect(vm)["mac"], f"MAC address of {vm} as inspect has it")
-    expect_equal(daemon.exec("a", "cat", "/etc/machine-id"), daemon.shell("a", "cat /tmp/id-before"),
+    expect_equal(daemon.exec("a", "cat", "/etc/machine-id"),
+                 daemon.shell("a", "cat /tmp/id-before"),
                  "the parent's machine-id stays")
 
 def parameters_and_hooks(daemon):

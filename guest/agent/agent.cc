@@ -68,6 +68,10 @@ int Agent::run() {
 void Agent::handle(const Message& message) {
   switch (message.type) {
     case Type::ask:
+      // From a host that has not heard of us: it began just now, and knows nothing of what its
+      // predecessor had open.
+      streams_.cut_off();
+      calls_.host_is_new();
       return say_hello();
     case Type::prepare:
       return prepare();
@@ -117,7 +121,7 @@ void Agent::resume(const Fields& fields) {
   if (changed) {
     report = become(fields, options_.paths);
     streams_.set_environment(environment_of(fields));
-    if (channel::number_field(fields, "index").value_or(0) > 0) streams_.become_clone();
+    if (channel::number_field(fields, "index").value_or(0) > 0) streams_.cut_off();
     calls_.resumed(fields);
   } else {
     report["clock"] = set_clock(channel::number_field(fields, "wall_ns"), report);

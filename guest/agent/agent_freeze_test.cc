@@ -195,6 +195,27 @@ TEST_F(AgentFreezeTest, ACheckpointCallIsAnsweredByTheHostInTheParentAndByResume
   EXPECT_EQ(answer_of(other.receive())["code"], "wrong_state");
 }
 
+TEST_F(AgentFreezeTest, ANewHostIsNotHeldToWhatItsPredecessorHadOpen) {
+  const std::string file = agent_->folder() + "/beats";
+  agent_->open_shell("while :; do echo x >>" + file + "; sleep 0.02; done");
+  auto program = agent_->connect();
+  program.send(Type::call, 1, Fields{{"call", "join"}, {"ticket", "t1"}});
+  next_call();
+  agent_->send(Type::ask, 0, "");
+  agent_->expect(Type::hello);
+  EXPECT_EQ(answer_of(program.receive())["code"], "unavailable");
+  // The new host's numbers begin anew; the program that runs is not touched by them.
+  EXPECT_EQ(agent_->shell("echo alive").out, "alive\n");
+  struct stat status {};
+  ASSERT_EQ(stat(file.c_str(), &status), 0);
+  const off_t before = status.st_size;
+  for (int i = 0; i < 500 && status.st_size == before; ++i) {
+    usleep(20'000);
+    stat(file.c_str(), &status);
+  }
+  EXPECT_GT(status.st_size, before);
+}
+
 TEST_F(AgentFreezeTest, RelaysPayloadsBothWays) {
   auto program = agent_->connect();
   program.send(Type::call, 5, Fields{{"call", "join"}, {"ticket", "t"}});

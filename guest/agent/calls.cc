@@ -236,4 +236,12 @@ void Calls::resumed(const Fields& resume) {
   }
 }
 
+void Calls::host_is_new() {
+  while (!calls_.empty()) {
+    answer(calls_.begin()->first, refusal("unavailable",
+                                          "the host's daemon is another one now; "
+                                          "what it did not finish is undone"));
+  }
+}
+
 }  // namespace snow::guest

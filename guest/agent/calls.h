@@ -36,6 +36,7 @@ class Calls {
   void handle(const channel::Message& message);  // from the host, on a call's stream
   void add_to(Poller& poller);
   void resumed(const channel::Fields& resume);  // changed = 1
+  void host_is_new();  // nobody knows of the calls that wait: they are refused (unavailable)
 
  private:
   struct Connection {

@@ -360,7 +360,7 @@ void Streams::drop(uint32_t number) {
 }
 
 // Orphans get numbers that no host uses (hosts' are even), so that the clone's host can begin anew.
-void Streams::become_clone() {
+void Streams::cut_off() {
   std::map<uint32_t, Stream> orphans;
   uint32_t next = 1;
   while (!streams_.empty()) {

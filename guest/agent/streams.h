@@ -27,7 +27,7 @@ class Streams {
   void add_to(Poller& poller);
   void finish_due();  // programs that ended, whose pipes stay open
   void reaped(pid_t pid, int status);
-  void become_clone();
+  void cut_off();  // all of them: a clone's, or when the host's daemon is another one
   void set_environment(Environment environment) { environment_ = std::move(environment); }
 
  private:

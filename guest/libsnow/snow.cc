@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <memory>
 
@@ -164,13 +166,41 @@ int snow_exit(int status, const void* payload, size_t size) {
   return error != 0 ? error : failed(SNOW_E_INTERNAL, "the host answered an exit with ok");
 }
 
+namespace {
+
+// Waits for the answer. A host's daemon that was restarted meanwhile is asked again.
+int ask_for_join(const snow_ticket& ticket, int timeout_ms, std::unique_ptr<CallToHost>& call,
+                 Fields& answer) {
+  constexpr int kTries = 50;
+  constexpr unsigned kBetweenUs = 100'000;
+  const auto start = std::chrono::steady_clock::now();
+  int error = 0;
+  for (int i = 0; i < kTries; ++i) {
+    int64_t left_ms = timeout_ms;
+    if (timeout_ms > 0) {
+      const auto passed = std::chrono::steady_clock::now() - start;
+      left_ms -= std::chrono::duration_cast<std::chrono::milliseconds>(passed).count();
+    }
+    call = std::make_unique<CallToHost>();
+    error = call->begin({{"call", "join"},
+                         {"ticket", ticket.id},
+                         {"timeout_ms", std::to_string(std::max<int64_t>(
+                                            left_ms, timeout_ms < 0 ? timeout_ms : 0))}});
+    if (error != 0) return error;
+    error = call->wait_for_answer(answer);
+    if (error != SNOW_E_UNAVAILABLE) return error;
+    usleep(kBetweenUs);
+  }
+  return error;
+}
+
+}  // namespace
+
 int snow_join(snow_ticket* ticket, int timeout_ms, snow_results** results) {
   *results = nullptr;
-  CallToHost call;
+  std::unique_ptr<CallToHost> call;
   Fields answer;
-  int error = call.begin(
-      {{"call", "join"}, {"ticket", ticket->id}, {"timeout_ms", std::to_string(timeout_ms)}});
-  if (error == 0) error = call.wait_for_answer(answer);
+  int error = ask_for_join(*ticket, timeout_ms, call, answer);
   if (error != 0) return error;
   const unsigned count = unsigned_field(answer, "count");
   auto made = std::make_unique<snow_results>();
@@ -185,7 +215,7 @@ int snow_join(snow_ticket* ticket, int timeout_ms, snow_results** results) {
       return failed(SNOW_E_CORRUPT, "the host's answer to a join is malformed");
     }
     std::string payload;
-    if ((error = call.read_payload(clone.size, payload)) != 0) return error;
+    if ((error = call->read_payload(clone.size, payload)) != 0) return error;
     add_clone(*made, *ticket, clone, std::move(payload));
   }
   for (size_t i = 0; i < made->entries.size(); ++i) {
