@@ -2,6 +2,7 @@
 """The daemon is killed while a program in the guest waits for its clones: the next one answers."""
 import pathlib
 import sys
+import threading
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 from snowtest import Daemon, expect_equal, wait_for  # noqa: E402
@@ -13,8 +14,12 @@ BEATS = "while :; do echo >>/tmp/beats; sleep 0.1; done"
 def main():
     with Daemon(images=["tiny"]) as daemon:
         daemon.run_vm("tiny", name="a")
-        # Left running by an exec of the old daemon: a later one's must not end it.
-        daemon.shell("a", f"({BEATS}) >/dev/null 2>&1 &")
+        # An exec of the old daemon: the next one's, whose numbers begin anew, must not end it.
+        beating = threading.Thread(target=daemon.snow_result, args=("exec", "a", "--", "sh", "-c",
+                                                                    BEATS))
+        beating.start()
+        wait_for(lambda: daemon.shell("a", "[ ! -s /tmp/beats ] || echo beats") == "beats",
+                 "the program beside")
         daemon.shell("a", PROGRAM)
 
         def clones():
@@ -23,6 +28,7 @@ def main():
         names = wait_for(clones, "two clones")
         wait_for(lambda: "clone 0" in daemon.shell("a", "cat /tmp/out"), "the parent waits")
         daemon.kill9()
+        beating.join()
         daemon.start()
         for clone in names:
             daemon.wait_agent(clone)
