@@ -1,6 +1,7 @@
-"""What a test must not leave behind on the host: mounts, network namespaces, taps, and entries of
-/run, /tmp, /var/lib and /dev/shm named snow*. Processes are supervise.py's part."""
+"""What a test must not leave behind on the host: mounts, network namespaces, taps, tables of nftables,
+and entries of /run, /tmp, /var/lib and /dev/shm named snow*. Processes are supervise.py's part."""
 import glob
+import subprocess
 import time
 
 
@@ -19,6 +20,12 @@ def snapshot():
         things.add(f"network namespace {path}")
     for line in _lines("/proc/net/dev")[2:]:
         things.add(f"network interface {line.split(':')[0].strip()}")
+    try:
+        rules = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+        things.update(f"nftables {line}" for line in rules.stdout.splitlines()
+                      if "thundersnow" in line)
+    except OSError:
+        pass  # not installed: there are none
     for folder in ("/run", "/tmp", "/var/lib", "/dev/shm"):
         for path in glob.glob(f"{folder}/snow*") + glob.glob(f"{folder}/.snow*"):
             things.add(f"file {path}")
