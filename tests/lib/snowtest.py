@@ -317,6 +317,12 @@ class Daemon:
             mounts = [line.split()[1] for line in file if str(self.run_dir) in line]
         for mount in reversed(mounts):
             subprocess.run(["umount", "-l", mount], check=False)
+        # vm/network_guard.cc names it so; there is one if a VM had a network.
+        table = "thundersnow" + "".join(
+            letter if letter.isascii() and letter.isalnum() else f"_{ord(letter):02x}"
+            for letter in str(self.run_dir))
+        subprocess.run(["nft", "delete", "table", "inet", table], check=False,
+                       stderr=subprocess.DEVNULL)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         shutil.rmtree(self.state_dir, ignore_errors=True)
         self.log_path.unlink(missing_ok=True)
