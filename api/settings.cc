@@ -37,6 +37,7 @@ const Key kKeys[] = {
     {"uid_base", Count{&Settings::uid_base, 1000, 2'000'000'000}},
     {"api_group", &Settings::api_group},
     {"use_resend", &Settings::use_resend},
+    {"fault", &Settings::fault},
 };
 
 template <class... Cases>

@@ -14,6 +14,7 @@
 #include "vm/admission.h"
 #include "vm/console.h"
 #include "vm/event_log.h"
+#include "vm/fault.h"
 #include "vm/host.h"
 #include "vm/image_catalog.h"
 #include "vm/network.h"
@@ -48,6 +49,7 @@ struct Context {
   EventLog events;
   MacPool macs;
   SlotPool slots;
+  Fault fault;
   // Set when the daemon stops in good order: objects let go of their files and processes instead of
   // removing them, since the VMs go on.
   std::atomic<bool> leaving = false;

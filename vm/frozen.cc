@@ -146,7 +146,7 @@ Frozen::~Frozen() {
   ::unlink(map_path().c_str());
 }
 
-Result<void> Frozen::record() {
+Result<void> Frozen::record(bool settled) {
   nlohmann::json json = {{"id", id_},
                          {"config", to_json(config_)},
                          {"snapshot", snapshot_},
@@ -156,8 +156,8 @@ Result<void> Frozen::record() {
                          {"disk_size", ground_.disk ? ground_.disk->size() : 0},
                          {"boot", ground_.boot->to_json()},
                          {"delta_bytes", delta_bytes_},
-                         {"settled", settled_.load()}};
-  if (!settled_) {
+                         {"settled", settled}};
+  if (!settled) {
     json["source"] = source_->to_json();
     json["over"] = over_ ? over_->id() : "";
   }
@@ -185,10 +185,13 @@ Result<void> Frozen::settle(const std::function<bool()>& between,
   if (source_) {
     if (delta_ && !delta_->copied()) SNOW_TRY(delta_->copy_out(kCopyStep, between));
     SNOW_TRY(write_map());
+    const pid_t source = source_->pid();
+    context_.fault.at("copied", {{"old", source}});
+    SNOW_TRY(record(true));
+    settled_ = true;
     source_->give_away_overlay();
     source_->give_away_ram();
-    settled_ = true;
-    SNOW_TRY(record());
+    context_.fault.at("settled", {{"old", source}});
     source_.reset();
     over_.reset();
     delta_.reset();
@@ -207,8 +210,12 @@ Result<void> Frozen::merge(const std::function<bool(const Layer&)>& is_private) 
     SNOW_ASSIGN(const bool merged,
                 file->image()->merge_layers(kLayerLimit, folder + "/" + id_ + ".merged", is_private,
                                             &replaced));
-    if (merged) SNOW_TRY(write_map());
-    return {};
+    if (!merged) return {};
+    auto written = write_map();
+    if (!written) {  // the map that is there still names them
+      for (const auto& layer : replaced) layer->keep();
+    }
+    return written;
   };
   SNOW_TRY(merge_one(ground_.memory, context_.ram_dir()));
   return merge_one(ground_.disk, context_.disk_dir());
@@ -273,6 +280,7 @@ Result<std::shared_ptr<Frozen>> Frozen::restore(Context& context, const nlohmann
       ground = frozen->over_->ground();
     } else if (disk_number != 0) {
       ground.disk = finders.image_disk(source.at("disk").get<uint64_t>());
+      if (!ground.disk) return fail(Code::corrupt, "the image of its disk is lost");
     }
     SNOW_ASSIGN(frozen->source_, QemuProcess::adopt(context, source, config, ground, false));
     SNOW_ASSIGN(memory, frozen->build_memory());

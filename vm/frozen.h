@@ -70,7 +70,7 @@ class Frozen {
   [[nodiscard]] uint64_t delta_bytes() const { return delta_bytes_; }
 
   // Writes what the next daemon needs to find this again. Called in the pause: small.
-  Result<void> record();
+  Result<void> record() { return record(settled_); }
 
   // Copies the delta out of the stopped process, records the images by their files, lets the
   // process and the earlier machine go, and merges layers where the stack has grown. Once, on one
@@ -102,6 +102,7 @@ class Frozen {
   [[nodiscard]] std::string map_path() const;
   Result<void> write_map() const;
   Result<void> merge(const std::function<bool(const Layer&)>& is_private);
+  Result<void> record(bool settled);
 
   Context& context_;
   const std::string id_;

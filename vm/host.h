@@ -33,6 +33,7 @@ struct Settings {
   unsigned uid_base = 700'000;       // VM n runs as uid_base + n
   std::string api_group = "snow";    // may use the API socket, if the group exists
   bool use_resend = true;            // FUSE_NOTIFY_RESEND (tests switch it off)
+  std::string fault;                 // kills on purpose, for tests (vm/fault.h)
 };
 
 struct RunRequest {

@@ -9,9 +9,11 @@
 //   7 announce   the parent's agent, then the clones
 //   8 settle     in the background: the old QEMU's memory is copied and it is let go
 //
-// Until 6 everything can be undone: the old QEMU goes on. From then on the parent is the new QEMU,
-// and if that dies before the fork is over, the parent is thawed from the frozen machine once more.
+// Until 6 everything can be undone: the old QEMU goes on; if that has died after 5, the parent is
+// thawed from the frozen machine. From 6 on the parent is the new QEMU, and if that dies before the
+// fork is over, the parent is thawed from the frozen machine once more.
 #include <algorithm>
+#include <utility>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -21,6 +23,8 @@ namespace snow {
 namespace {
 
 constexpr int kPrepareTimeoutMs = 5'000;
+constexpr int kDeathTimeoutMs = 2'000;
+constexpr int kDyingMs = 100;  // from the end of its sockets to its own
 constexpr size_t kParallelStarts = 4;
 constexpr size_t kMaxNameBytes = 60;  // a deep clone's name starts anew
 // The clones wait this long for the parent to be back, so that its pause is not theirs to lengthen.
@@ -74,15 +78,13 @@ Result<std::unique_ptr<Reservation>> HostImpl::make_reservation(const VmPtr& vm,
   return reservation;
 }
 
-void HostImpl::undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
-                           bool had_agent) {
+Result<void> HostImpl::undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old,
+                                   bool stopped, bool had_agent) {
   if (stopped) {
     if (auto console = attach_console(vm, *old); !console) {
       log_warn("VM {}: console: {}", vm->name, console.error().message);
     }
-    if (auto on = old->go_on(); !on) {
-      log_error("VM {}: cannot go on after a fork was given up: {}", vm->name, on.error().message);
-    }
+    SNOW_TRY(old->go_on());
   }
   if (had_agent) {
     Identity same;
@@ -92,11 +94,28 @@ void HostImpl::undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& 
                back.error().message);
     }
   }
-  (void)context_.store->remove("fork", vm->id);
+  if (auto removed = context_.store->remove("fork", vm->id); !removed) {
+    log_error("VM {}: {}", vm->name, removed.error().message);
+  }
+  return {};
+}
+
+// The parent's old and new QEMU are both gone, but the frozen machine is there.
+Result<void> HostImpl::restore_parent(const VmPtr& vm, const std::shared_ptr<Frozen>& frozen) {
+  log_warn("VM {}: its QEMU died during a fork; it is restored from the frozen machine", vm->name);
+  auto thawed = thaw(vm, nullptr, frozen);
+  if (!thawed) return within("restore from the frozen machine", thawed.error());
+  {
+    const std::lock_guard lock(mutex_);
+    vm->restored = true;
+  }
+  context_.events.add("restored", vm->id, {{"name", vm->name}});
+  return {};
 }
 
 Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reservation& reservation,
-                                                          bool had_agent, Steps& steps,
+                                                          bool had_agent, const ForkPlan& plan,
+                                                          Steps& steps,
                                                           std::vector<std::string>& undone) {
   std::shared_ptr<QemuProcess> old;
   std::shared_ptr<Frozen> over;
@@ -110,11 +129,17 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
     const Ground ground{reservation.memory, reservation.disk, old->ground().boot};
     SNOW_ASSIGN(shell, start_shell(old->config(), ground, vm->name, vm->mac));
   }
+  const auto fault = [&](const char* step) {
+    const auto& shells = reservation.shells;
+    const pid_t clone = shells.size() > 1 && shells[1] ? shells[1]->pid() : 0;
+    context_.fault.at(step, {{"old", old->pid()}, {"shell", shell->pid()}, {"clone", clone}});
+  };
+  fault("reserved");
   int64_t start = monotonic_ns();
   if (had_agent) {
     const auto prepared = old->link()->prepare(kPrepareTimeoutMs);
     if (!prepared) {
-      undo_freeze(vm, old, false, true);
+      (void)undo_freeze(vm, old, false, true);
       return within("VM '" + vm->name + "'", prepared.error());
     }
     if (channel::field(*prepared, "held") == "0") {
@@ -123,38 +148,74 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
     }
     steps.emplace_back("prepare", since(start));
   }
+  fault("prepared");
   bool stopped = false;
   std::shared_ptr<Frozen> frozen;
-  const nlohmann::json record = {
-      {"old", old->to_json()}, {"new", shell->to_json()}, {"agent", had_agent}};
+  const nlohmann::json record = {{"old", old->to_json()},   {"over", over ? over->id() : ""},
+                                 {"new", shell->to_json()}, {"agent", had_agent},
+                                 {"ticket", plan.ticket},   {"count", plan.count}};
   const auto moved = [&]() -> Result<void> {
     SNOW_TRY(shell->connect_link(link_callbacks(vm), GuestLink::Start::thaw));
     SNOW_TRY(context_.store->put("fork", vm->id, record));
+    fault("recorded");
     const int64_t pause_start = monotonic_ns();
     stopped = true;
     SNOW_TRY(old->stop());
     steps.emplace_back("stop", since(pause_start));
+    fault("stopped");
     SNOW_ASSIGN(frozen,
                 Frozen::freeze(context_, old, over, reservation.memory, reservation.disk, steps));
+    fault("frozen");
     start = monotonic_ns();
     SNOW_TRY(shell->load_state(frozen->state()));
     steps.emplace_back("load", since(start));
+    fault("loaded");
     SNOW_TRY(attach_console(vm, *shell));
     // The point of no return is on record before it is passed: from here on the parent is the new
     // QEMU, whether or not we live to say so.
     nlohmann::json passed = record;
     passed["frozen"] = frozen->id();
     SNOW_TRY(context_.store->put("fork", vm->id, passed));
+    fault("passed");
     start = monotonic_ns();
     SNOW_TRY(shell->go_on());
     steps.emplace_back("continue", since(start));
     steps.emplace_back("pause", since(pause_start));
+    fault("continued");
     return {};
   }();
   if (!moved) {
-    if (frozen) frozen->abandon();
-    undo_freeze(vm, old, stopped, had_agent);
-    return within("fork of VM '" + vm->name + "'", moved.error());
+    log_warn("fork of VM {}: given up: {}", vm->name, moved.error().message);
+    const bool died = shell->ends_within(kDyingMs);
+    shell->kill();  // never two of one VM
+    (void)shell->ends_within(kDeathTimeoutMs);
+    // From here on a daemon that comes after us lets the old QEMU go on.
+    if (auto put = context_.store->put("fork", vm->id, record); !put) {
+      log_error("VM {}: {}", vm->name, put.error().message);
+    }
+    const auto back = undo_freeze(vm, old, stopped, had_agent);
+    if (back || !frozen) {
+      if (frozen) frozen->abandon();
+      if (!back) log_error("VM {}: cannot go on: {}", vm->name, back.error().message);
+      if (died && back) {
+        return fail(
+            Code::host_failed,
+            "fork of VM '{}': the QEMU that was to go on died ({}); the VM goes on as before",
+            vm->name, moved.error().message);
+      }
+      return within("fork of VM '" + vm->name + "'", moved.error());
+    }
+    nlohmann::json passed = record;
+    passed["frozen"] = frozen->id();
+    if (auto put = context_.store->put("fork", vm->id, passed); !put) {
+      log_error("VM {}: {}", vm->name, put.error().message);
+    }
+    if (auto restored = restore_parent(vm, frozen); !restored) {
+      end_vm(vm, VmState::crashed, {"lost", 0, restored.error().message});
+      (void)context_.store->remove("fork", vm->id);
+      return within("fork of VM '" + vm->name + "'", restored.error());
+    }
+    shell = vm->process;
   }
   if (old->link() != nullptr) shell->link()->take_over(*old->link());
   {
@@ -163,16 +224,8 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
     vm->over = frozen;
     frozen_[frozen->id()] = frozen;
   }
-  const auto recorded = context_.store->transaction([&]() -> Result<void> {
-    nlohmann::json json;
-    {
-      const std::lock_guard lock(mutex_);
-      json = vm_to_record(*vm);
-    }
-    SNOW_TRY(context_.store->put("vm", vm->id, json));
-    return context_.store->remove("fork", vm->id);
-  });
-  if (!recorded) log_error("VM {}: {}", vm->name, recorded.error().message);
+  save(*vm);
+  fault("moved");
   return frozen;
 }
 
@@ -191,8 +244,11 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
   }
   ForkOutcome outcome;
   const int64_t start = monotonic_ns();
-  SNOW_ASSIGN(outcome.frozen, freeze_and_move(vm, *reservation, had_agent, steps, outcome.undone));
+  SNOW_ASSIGN(outcome.frozen,
+              freeze_and_move(vm, *reservation, had_agent, plan, steps, outcome.undone));
   const auto& frozen = outcome.frozen;
+  // Now, before any clone runs that may be forked in turn: what stands on it is settled after it.
+  settler_->add(frozen);
   attach(vm);
   const ParentOf as_parent{plan.ticket, plan.count, plan.call};
   std::promise<void> parent_back;
@@ -201,7 +257,10 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
     if (auto back = announce(vm, had_agent, as_parent); !back) {
       log_warn("VM {}: its agent does not answer after the fork: {}", vm->name,
                back.error().message);
-      outcome.undone.push_back("parent: " + back.error().message);
+      // Dead, then: its sockets tell it before the keeper does.
+      if (!vm->process->ends_within(kDeathTimeoutMs)) {
+        outcome.undone.push_back("parent: " + back.error().message);
+      }
     }
     steps.emplace_back("parent_agent", since(moved));
     parent_back.set_value();
@@ -246,15 +305,19 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
     for (const std::string& text : vm->undone) outcome.undone.push_back("parent: " + text);
   }
   save(*vm);
-  settler_->add(frozen);
-  if (!vm->process->alive()) {
-    log_warn("VM {}: its QEMU died during the fork; thawing it once more", vm->name);
-    SNOW_TRY(thaw(vm, nullptr, frozen));
-    SNOW_TRY(announce(vm, had_agent, as_parent));
-    context_.events.add("restored", vm->id, {{"name", vm->name}});
+  context_.fault.at("announced", {{"shell", vm->process->pid()}});
+  if (!vm->process->alive() && vm->state != VmState::stopping) {
+    auto restored = restore_parent(vm, frozen);
+    if (restored) restored = announce(vm, had_agent, as_parent);
+    if (!restored) end_vm(vm, VmState::crashed, {"lost", 0, restored.error().message});
+  }
+  // Until now a daemon that comes after us finishes the fork.
+  if (auto removed = context_.store->remove("fork", vm->id); !removed) {
+    log_error("VM {}: {}", vm->name, removed.error().message);
+  }
+  if (std::exchange(vm->restored, false)) {
     outcome.undone.push_back(
-        "parent: its QEMU died during the fork; it was restored from the "
-        "frozen machine");
+        "parent: its QEMU died during the fork; it was restored from the frozen machine");
   }
   context_.events.add("forked", vm->id,
                       {{"name", vm->name}, {"clones", up}, {"ticket", plan.ticket}});

@@ -83,16 +83,26 @@ class HostImpl : public Host {
   Result<void> open_services();
   Result<void> mount_ram();
   Result<void> restore_record();
-  Result<void> restore_frozen();
-  void restore_vms(const std::map<pid_t, KeptProcess>& kept);
   void claim_network(const Vm& vm);
-  void restore_vm(const VmPtr& vm, const nlohmann::json& record,
-                  const std::map<pid_t, KeptProcess>& kept);
+  // What an earlier daemon left: processes by their key, and paths.
+  struct Found {
+    std::map<std::string, KeptProcess> running;
+    std::map<std::string, KeptProcess> ended;
+    std::vector<std::string> paths;
+    // The process of a record, if it runs.
+    [[nodiscard]] const KeptProcess* find(const nlohmann::json& process) const;
+  };
+  void restore_vms(const Found& found);
+  // `prepared`: its agent stands prepared for a freeze.
+  void restore_vm(const VmPtr& vm, const nlohmann::json& record, const Found& found,
+                  bool prepared = false);
+  void end_lost(const VmPtr& vm, const nlohmann::json& process, const Found& found,
+                const std::string& why);
   void restore_tickets();
   std::shared_ptr<BootFiles> shared_boot_files(const nlohmann::json& json);
-  void finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork,
-                             const std::map<pid_t, KeptProcess>& kept);
-  void remove_orphans(const std::map<pid_t, KeptProcess>& kept);
+  // False: a worker does the rest, and removes the fork's record when it is done.
+  bool finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork, const Found& found);
+  void remove_orphans(const Found& found);
   void keeper_lost();
   void process_ended(const KeptProcess& process);
   void tick();
@@ -181,10 +191,12 @@ class HostImpl : public Host {
                               const ForkPlan& plan, Steps steps);
   // `undone`: what the agent could not do before the freeze.
   Result<std::shared_ptr<Frozen>> freeze_and_move(const VmPtr& vm, Reservation& reservation,
-                                                  bool had_agent, Steps& steps,
-                                                  std::vector<std::string>& undone);
-  void undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
-                   bool had_agent);
+                                                  bool had_agent, const ForkPlan& plan,
+                                                  Steps& steps, std::vector<std::string>& undone);
+  // Fails if the old QEMU cannot go on.
+  Result<void> undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
+                           bool had_agent);
+  Result<void> restore_parent(const VmPtr& vm, const std::shared_ptr<Frozen>& frozen);
   Result<std::unique_ptr<Reservation>> make_reservation(const VmPtr& vm, unsigned count,
                                                         unsigned minimum);
   Result<nlohmann::json> fork_locked(const VmPtr& vm, const ForkRequest& request);
@@ -247,6 +259,8 @@ class HostImpl : public Host {
   std::map<std::string, std::shared_ptr<Frozen>> restored_;
   std::map<std::string, nlohmann::json> records_;  // of VMs
   std::map<std::string, Ground> grounds_;          // of VMs of a first boot
+  std::vector<std::shared_ptr<Frozen>> unsettled_;
+  std::set<std::string> undone_forks_;  // their tickets
   std::string qemu_version_;
   AcceleratorChoice accelerator_;
   std::unique_ptr<Workers> workers_;

@@ -35,6 +35,7 @@ Result<std::unique_ptr<Host>> Host::open(const Settings& settings) {
 
 HostImpl::HostImpl(const Settings& settings) {
   context_.settings = settings;
+  context_.fault.set(settings.fault);
   auto& s = context_.settings;
   // The keeper binds no path that has a symbolic link in it.
   std::error_code error;
@@ -49,23 +50,29 @@ HostImpl::HostImpl(const Settings& settings) {
 Result<void> HostImpl::start() {
   SNOW_TRY(make_run_dir());
   SNOW_TRY(open_services());
-  std::map<pid_t, KeptProcess> kept;
+  Found found;
   {
     SNOW_ASSIGN(const auto list, context_.keeper->list());
     for (const KeptProcess& process : list) {
-      if (process.running) {
-        kept[process.pid] = process;
-      } else {
-        context_.keeper->forget(process.pid);
-      }
+      (process.running ? found.running : found.ended)[process.id] = process;
+      if (!process.running) context_.keeper->forget(process.pid);
     }
   }
   if (context_.keeper->started_now()) remove_all(context_.settings.run_dir + "/p");
   SNOW_TRY(make_folders(context_.settings.run_dir + "/p", 0711));
+  // Before anything new is made: what is in this list and belongs to nobody is an orphan.
+  for (const std::string& folder :
+       {context_.ram_dir(), context_.disk_dir(), context_.frozen_dir(), context_.boot_dir(),
+        context_.result_dir(), context_.settings.run_dir + "/p",
+        context_.settings.run_dir + "/vms"}) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      if (entry.path() != context_.frozen_dir()) found.paths.push_back(entry.path());
+    }
+  }
   workers_ = std::make_unique<Workers>(kWorkers);
   SNOW_TRY(restore_record());
-  SNOW_TRY(context_.lazyfs->start());
   SNOW_TRY(context_.keeper->keep_fuse_fd(context_.lazyfs->fuse_fd()));
+  SNOW_TRY(context_.lazyfs->start());
   settler_ = std::make_unique<Settler>(
       [this](const Frozen& mine, const Layer& layer) {
         const std::lock_guard lock(mutex_);
@@ -84,9 +91,14 @@ Result<void> HostImpl::start() {
       [this] { changed_.notify_all(); });
   context_.keeper->on_exit([this](const KeptProcess& process) { process_ended(process); });
   context_.keeper->on_lost([this] { workers_->post([this] { keeper_lost(); }); });
-  restore_vms(kept);
+  restore_vms(found);
   restore_tickets();
-  remove_orphans(kept);
+  remove_orphans(found);
+  for (const auto& frozen : unsettled_) settler_->add(frozen);
+  unsettled_.clear();
+  restored_.clear();
+  records_.clear();
+  grounds_.clear();
   ticker_ = std::thread([this] { tick(); });
   return {};
 }
@@ -167,7 +179,7 @@ HostImpl::~HostImpl() {
   // Nothing runs any more: with no VM and no frozen machine left, nothing has to stay. Otherwise
   // the VMs go on without us, and the next daemon finds them.
   bool idle = true;
-  for (const auto& [id, vm] : vms_) idle = idle && vm->process == nullptr;
+  for (const auto& [id, vm] : vms_) idle = idle && vm->ended_already();
   std::map<std::string, TicketPtr> tickets;
   tickets.swap(tickets_);
   for (auto& [id, ticket] : tickets) ticket->reservation.reset();

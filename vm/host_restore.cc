@@ -4,6 +4,7 @@
 // the lazyfs numbers that QEMUs have mapped show ("frozen", "image_disk"), which fork was under way
 // and whether its point of no return was passed ("fork"), and what is owed to whom ("ticket",
 // "checkpoint"). Everything else that is found (processes, files) is an orphan and goes.
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@ Result<void> HostImpl::restore_record() {
   SNOW_ASSIGN(const auto machines, context_.store->list("frozen"));
   SNOW_ASSIGN(const auto vms, context_.store->list("vm"));
   SNOW_ASSIGN(const auto checkpoints, context_.store->list("checkpoint"));
+  SNOW_ASSIGN(const auto forks, context_.store->list("fork"));
   std::map<uint64_t, std::shared_ptr<LazyFile>> image_disks;
   for (const auto& [name, json] : disks) {
     if (context_.keeper->started_now()) {
@@ -27,13 +29,14 @@ Result<void> HostImpl::restore_record() {
       continue;
     }
     const auto image = context_.images->find(name);
-    if (!image) {
-      log_error("image {}: {}", name, image.error().message);
+    auto content = image ? Image::of_file(image->disk_path, image->size_bytes, false)
+                         : tl::unexpected<Error>(image.error());
+    if (!content) {  // damaged: those that run on it fail, not everybody
+      log_error("image {}: {}", name, content.error().message);
       continue;
     }
-    SNOW_ASSIGN(auto content, Image::of_file(image->disk_path, image->size_bytes, false));
     SNOW_ASSIGN(auto file, LazyFile::restore(context_, json.at("number"), json.at("size"),
-                                             std::move(content)));
+                                             std::move(*content)));
     image_disks_[name] = file;
     image_disks[file->number()] = file;
   }
@@ -44,8 +47,14 @@ Result<void> HostImpl::restore_record() {
   });
   OpenLayers layers;
   Frozen::Finders finders;
-  finders.frozen = [&](const std::string& id) { return restored_[id]; };
-  finders.image_disk = [&](uint64_t number) { return image_disks[number]; };
+  finders.frozen = [&](const std::string& id) -> std::shared_ptr<Frozen> {
+    const auto it = restored_.find(id);
+    return it == restored_.end() ? nullptr : it->second;
+  };
+  finders.image_disk = [&](uint64_t number) -> std::shared_ptr<LazyFile> {
+    const auto it = image_disks.find(number);
+    return it == image_disks.end() ? nullptr : it->second;
+  };
   finders.boot_files = [&](const nlohmann::json& json) { return shared_boot_files(json); };
   finders.layers = &layers;
   for (const auto& json : sorted) {
@@ -53,6 +62,18 @@ Result<void> HostImpl::restore_record() {
     if (context_.keeper->started_now()) {
       (void)context_.store->remove("frozen", id);
       continue;
+    }
+    if (!json.at("settled").get<bool>()) {
+      // Frozen for a fork that is undone: its QEMU goes on, and keeps its files.
+      const pid_t source = json.at("source").at("pid");
+      const bool undone = std::any_of(forks.begin(), forks.end(), [&](const auto& fork) {
+        return fork.second.at("old").at("pid") == source && !fork.second.contains("frozen");
+      });
+      if (undone) {
+        (void)context_.keeper->let_go(source);
+        (void)context_.store->remove("frozen", id);
+        continue;
+      }
     }
     auto frozen = Frozen::restore(context_, json, finders);
     if (!frozen) {
@@ -62,6 +83,7 @@ Result<void> HostImpl::restore_record() {
     }
     frozen_[id] = *frozen;
     if (!(*frozen)->snapshot().empty()) snapshots_[(*frozen)->snapshot()] = *frozen;
+    if (!(*frozen)->settled()) unsettled_.push_back(*frozen);  // in the order of their making
     restored_[id] = std::move(*frozen);
   }
   for (const auto& [id, json] : checkpoints) {
@@ -96,26 +118,10 @@ std::shared_ptr<BootFiles> HostImpl::shared_boot_files(const nlohmann::json& jso
   return files;
 }
 
-void HostImpl::restore_vms(const std::map<pid_t, KeptProcess>& kept) {
-  const auto forks = context_.store->list("fork");
-  for (const auto& [id, vm] : vms_) {
-    const std::lock_guard operation(vm->operation);
-    if (vm->ended_already()) continue;
-    const auto fork = std::find_if(forks->begin(), forks->end(),
-                                   [&, wanted = id](const auto& f) { return f.first == wanted; });
-    if (fork != forks->end()) {
-      finish_fork_under_way(vm, fork->second, kept);
-    } else {
-      restore_vm(vm, records_[id], kept);
-    }
-  }
-  for (const auto& [id, json] : *forks) (void)context_.store->remove("fork", id);
-  for (const auto& [id, frozen] : restored_) {
-    if (!frozen->settled()) settler_->add(frozen);
-  }
-  restored_.clear();
-  records_.clear();
-  grounds_.clear();
+const KeptProcess* HostImpl::Found::find(const nlohmann::json& process) const {
+  if (process.is_null()) return nullptr;
+  const auto it = running.find(process.at("key"));
+  return it != running.end() && it->second.pid == process.at("pid") ? &it->second : nullptr;
 }
 
 void HostImpl::claim_network(const Vm& vm) {
@@ -126,12 +132,45 @@ void HostImpl::claim_network(const Vm& vm) {
   }
 }
 
-void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record,
-                          const std::map<pid_t, KeptProcess>& kept) {
+void HostImpl::restore_vms(const Found& found) {
+  const auto listed = context_.store->list("fork");
+  std::map<std::string, nlohmann::json> forks;
+  if (listed) forks = {listed->begin(), listed->end()};
+  for (const auto& [id, vm] : vms_) {
+    const std::lock_guard operation(vm->operation);
+    const auto fork = forks.find(id);
+    const bool done = vm->ended_already() || fork == forks.end() ||
+                      finish_fork_under_way(vm, fork->second, found);
+    if (done && fork == forks.end() && !vm->ended_already()) restore_vm(vm, records_[id], found);
+    if (done && fork != forks.end()) (void)context_.store->remove("fork", id);
+    forks.erase(id);
+  }
+  for (const auto& [id, json] : forks) (void)context_.store->remove("fork", id);
+}
+
+void HostImpl::end_lost(const VmPtr& vm, const nlohmann::json& process, const Found& found,
+                        const std::string& why) {
+  log_warn("VM {}: {}", vm->name, why);
+  if (!process.is_null()) {
+    const auto ended = found.ended.find(process.at("key"));
+    if (ended != found.ended.end() && WIFEXITED(ended->second.status) &&
+        WEXITSTATUS(ended->second.status) == 0) {
+      end_vm(vm, VmState::exited, {"shutdown", 0, "it ended while no daemon ran"});
+      return;
+    }
+  }
+  end_vm(vm, VmState::crashed, {"lost", 0, why});
+}
+
+void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record, const Found& found,
+                          bool prepared) {
   const auto& process_json = record.at("process");
   const auto running = [&]() -> Result<std::string> {
     if (process_json.is_null()) return fail(Code::guest_failed, "it was still being started");
-    if (!kept.contains(process_json.at("pid"))) {
+    if (context_.keeper->started_now()) {
+      return fail(Code::guest_failed, "the keeper was killed, and its QEMU with it");
+    }
+    if (found.find(process_json) == nullptr) {
       return fail(Code::guest_failed, "its QEMU ended while no daemon ran");
     }
     const std::string over = record.at("over");
@@ -150,8 +189,7 @@ void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record,
     return status.value("status", "");
   }();
   if (!running) {
-    log_warn("VM {}: {}", vm->name, running.error().message);
-    end_vm(vm, VmState::crashed, {"lost", 0, running.error().message});
+    end_lost(vm, process_json, found, running.error().message);
     return;
   }
   claim_network(*vm);
@@ -166,104 +204,121 @@ void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record,
     return;
   }
   attach(vm);
-  // A clone that runs but has not heard who it is is told now; others stand still because someone
-  // paused them.
-  const bool unannounced = vm->state == VmState::starting && !vm->parent.empty();
-  if (auto connected = connect(vm, unannounced ? GuestLink::Start::thaw : GuestLink::Start::boot);
-      !connected) {
+  // A clone that was loaded but has not heard who it is goes on and is told now; others stand still
+  // because someone paused them.
+  const bool unannounced = vm->state == VmState::starting && vm->over;
+  const auto start = unannounced || prepared ? GuestLink::Start::thaw : GuestLink::Start::boot;
+  if (auto connected = connect(vm, start); !connected) {
     log_error("VM {}: {}", vm->name, connected.error().message);
   }
-  vm->state = *running == "running" ? VmState::running : VmState::paused;
-  const bool had_agent = vm->agent;
   if (unannounced) {
     vm->agent = false;
     workers_->post([this, vm] {
       const std::lock_guard operation(vm->operation);
-      if (auto done = announce(vm, true); !done) {
-        end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
-      }
+      if (vm->ended_already()) return;
+      auto done = vm->process->go_on();
+      if (done) done = announce(vm, vm->had_agent);
+      if (!done) end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
     });
   } else {
-    vm->agent = had_agent;
+    vm->state = *running == "running" ? VmState::running : VmState::paused;
   }
   log_info("VM {}: {}, taken over", vm->name, state_name(vm->state));
   save(*vm);
 }
 
-void HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork,
-                                     const std::map<pid_t, KeptProcess>& kept) {
-  // Past the point of no return the parent is the new QEMU if that is alive; if it has not begun to
-  // run, or is gone, the frozen machine is thawed once more.
+bool HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork,
+                                     const Found& found) {
   nlohmann::json record = records_[vm->id];
-  const bool passed = fork.contains("frozen") && restored_.contains(fork.at("frozen"));
   const bool had_agent = fork.value("agent", false);
-  if (!passed) {
+  if (context_.keeper->started_now()) {
+    restore_vm(vm, record, found);
+    return true;
+  }
+  if (!fork.contains("frozen")) {
     log_warn("VM {}: a fork was under way when the daemon ended; it is undone", vm->name);
-    if (fork.contains("frozen")) log_error("VM {}: its frozen machine is lost", vm->name);
-    // A machine that was frozen for it must not take the old QEMU's files with it.
-    for (auto& [id, frozen] : restored_) {
-      if (!frozen->settled() && frozen->held_pid() == fork.at("old").at("pid").get<pid_t>()) {
-        frozen->abandon();
-      }
-    }
-    restore_vm(vm, record, kept);
-    if (vm->ended_already()) return;
-    undo_freeze(vm, vm->process, true, had_agent);
+    undone_forks_.insert(fork.value("ticket", ""));
+    record["process"] = fork.at("old");
+    record["over"] = fork.at("over");
+    restore_vm(vm, record, found, had_agent);
+    if (vm->ended_already()) return true;
     vm->state = VmState::running;
     save(*vm);
-    return;
+    context_.events.add("undone", vm->id, {{"name", vm->name}});
+    workers_->post([this, vm, had_agent] {
+      const std::lock_guard operation(vm->operation);
+      if (vm->ended_already()) return;
+      if (auto undone = undo_freeze(vm, vm->process, true, had_agent); !undone) {
+        log_error("VM {}: cannot go on: {}", vm->name, undone.error().message);
+      }
+    });
+    return false;
+  }
+  // Past the point of no return the parent is the new QEMU if that is alive; if it is gone, the
+  // frozen machine is thawed once more.
+  log_warn("VM {}: a fork was under way when the daemon ended; it is finished", vm->name);
+  if (!restored_.contains(fork.at("frozen"))) {
+    end_lost(vm, nullptr, found, "the machine that it was frozen into is lost");
+    return true;
   }
   const auto frozen = restored_[fork.at("frozen")];
-  record["process"] = fork.at("new");
+  if (record.at("process").is_null() || record["process"].at("key") == fork.at("old").at("key")) {
+    record["process"] = fork.at("new");
+  }
   record["over"] = frozen->id();
-  log_warn("VM {}: a fork was under way when the daemon ended; it is finished", vm->name);
   bool runs = false;
-  if (kept.contains(fork.at("new").at("pid"))) {
-    auto process = QemuProcess::adopt(context_, fork.at("new"), vm->config, frozen->ground(), true);
+  if (found.find(record["process"]) != nullptr) {
+    auto process =
+        QemuProcess::adopt(context_, record["process"], vm->config, frozen->ground(), true);
     if (process) {
-      const auto status = (*process)->qmp().execute("query-status");
-      runs = status && status->value("status", "") != "inmigrate" &&
-             status->value("status", "") != "prelaunch";
-      if (runs) {
-        vm->process = *process;
-        vm->over = frozen;
-        (void)(*process)->go_on();  // it may have been loaded and not continued
-        note_process(*process);
-        attach(vm);
-        if (auto connected = connect(vm, GuestLink::Start::thaw); !connected) {
-          log_error("VM {}: {}", vm->name, connected.error().message);
-        }
-      }
+      vm->process = *process;
+      vm->over = frozen;
+      note_process(*process);
+      attach(vm);
+      const auto connected = connect(vm, GuestLink::Start::thaw);
+      runs = connected && (*process)->go_on();  // it may have been loaded and not continued
     }
   }
   vm->room = context_.admission->admit(vm->config.memory_bytes, vm->config.cpus);
   claim_network(*vm);
   vm->state = VmState::running;
-  // Thawing reads lazyfs, which answers already; guests are spoken to on the workers' time.
-  workers_->post([this, vm, frozen, runs, had_agent] {
+  // lazyfs answers already, so it can be thawed here; guests are spoken to on the workers' time.
+  if (!runs) {
+    if (auto restored = restore_parent(vm, frozen); !restored) {
+      end_lost(vm, nullptr, found, restored.error().message);
+      return true;
+    }
+  }
+  save(*vm);
+  const ParentOf as_parent{fork.value("ticket", ""), fork.value("count", 0u)};
+  workers_->post([this, vm, had_agent, as_parent] {
     const std::lock_guard operation(vm->operation);
-    Result<void> done;
-    if (!runs) {
-      done = thaw(vm, nullptr, frozen);
-      if (done) context_.events.add("restored", vm->id, {{"name", vm->name}});
-    }
-    if (done) done = announce(vm, had_agent, ParentOf{});
-    if (!done) {
-      log_error("VM {}: cannot be restored from its frozen machine: {}", vm->name,
+    if (vm->ended_already()) return;
+    if (auto done = announce(vm, had_agent, as_parent); !done) {
+      log_error("VM {}: its agent does not answer after the fork: {}", vm->name,
                 done.error().message);
-      end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
     }
+    (void)context_.store->remove("fork", vm->id);
   });
+  return false;
 }
 
 void HostImpl::restore_tickets() {
   const auto records = context_.store->list("ticket");
   for (const auto& [id, json] : *records) {
     auto ticket = ticket_from_record(json);
-    if (!ticket->forked) {
+    if (!ticket->forked || (ticket->clones.empty() && undone_forks_.contains(id))) {
       log_warn("ticket {}: its waiting QEMUs are given back; it cannot be used any more", id);
+      context_.events.add("given_back", ticket->owner, {{"ticket", id}});
       (void)context_.store->remove("ticket", id);
       continue;
+    }
+    // A fork that was finished without them.
+    for (unsigned i = static_cast<unsigned>(ticket->clones.size()) + 1; i <= ticket->granted; ++i) {
+      CloneEnd missing;
+      missing.index = i;
+      missing.how = "lost";
+      ticket->clones.push_back(missing);
     }
     {
       const std::lock_guard lock(mutex_);
@@ -283,49 +338,44 @@ void HostImpl::restore_tickets() {
   }
 }
 
-void HostImpl::remove_orphans(const std::map<pid_t, KeptProcess>& kept) {
-  std::set<std::string> used;
+void HostImpl::remove_orphans(const Found& found) {
+  std::set<std::string> used;    // keys of QEMUs, ids of VMs and frozen machines, tickets
+  std::set<std::string> layers;  // files
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [pid, weak] : processes_) {
       if (const auto process = weak.lock()) used.insert(process->key());
     }
-    for (const auto& [id, weak] : frozen_) {
-      if (const auto frozen = weak.lock()) {
-        used.insert(id);
-        for (const auto& [pid, process] : kept) {
-          if (frozen->held_pid() == pid) used.insert(process.id);
-        }
-      }
+    for (const auto& [id, vm] : vms_) used.insert(id);
+    for (const auto& [id, ticket] : tickets_) used.insert(id);
+    for (const auto& [folder, weak] : boot_files_) {
+      if (!weak.expired()) layers.insert(folder);
     }
-  }
-  for (const auto& [pid, process] : kept) {
-    if (used.contains(process.id)) continue;
-    log_warn("QEMU {} ({}): belongs to no VM any more; ended", pid, process.id);
-    (void)context_.keeper->kill(pid);
-  }
-  // Files are named KEY.something or are a layer of an image.
-  std::set<std::string> layers;
-  {
-    const std::lock_guard lock(mutex_);
     for (const auto& [id, weak] : frozen_) {
       const auto frozen = weak.lock();
       if (!frozen) continue;
+      layers.insert(context_.frozen_dir() + "/" + id + ".state");
+      layers.insert(context_.frozen_dir() + "/" + id + ".map");
+      for (const auto& [key, process] : found.running) {
+        if (frozen->held_pid() == process.pid) used.insert(key);
+      }
       for (const auto& file : {frozen->ground().memory, frozen->ground().disk}) {
         if (!file || !file->image()) continue;
         for (const auto& layer : file->image()->layers()) layers.insert(layer->path());
       }
     }
   }
-  for (const std::string& folder :
-       {context_.ram_dir(), context_.disk_dir(), context_.frozen_dir()}) {
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-      if (!entry.is_regular_file()) continue;
-      const std::string name = entry.path().stem();
-      if (used.contains(name) || layers.contains(entry.path())) continue;
-      log_warn("{}: belongs to no VM any more; removed", entry.path().string());
-      ::unlink(entry.path().c_str());
-    }
+  for (const auto& [key, process] : found.running) {
+    if (used.contains(key)) continue;
+    log_warn("QEMU {} ({}): belongs to no VM any more; ended", process.pid, key);
+    (void)context_.keeper->kill(process.pid);
+  }
+  // Files and folders are named KEY or KEY.something, or are a layer of an image.
+  for (const std::string& path : found.paths) {
+    const std::string name = path.substr(path.rfind('/') + 1);
+    if (used.contains(name.substr(0, name.find('.'))) || layers.contains(path)) continue;
+    log_info("{}: belongs to no VM any more; removed", path);
+    remove_all(path);
   }
 }
 

@@ -12,6 +12,7 @@ namespace snow {
 namespace {
 
 constexpr size_t kParallelLoads = 4;
+constexpr int kDeathTimeoutMs = 2'000;
 
 std::string hostname_of(std::string name) {
   std::replace(name.begin(), name.end(), '.', '-');
@@ -91,17 +92,22 @@ Identity HostImpl::identity_of(const Vm& vm) const {
 
 Result<void> HostImpl::thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProcess>& shell,
                                  const std::shared_ptr<Frozen>& frozen) {
+  auto process = shell;  // what was there before goes when the mutex is free again
+  auto over = frozen;
   {
     const std::lock_guard lock(mutex_);
-    vm->process = shell;
-    vm->over = frozen;
+    vm->process.swap(process);
+    vm->over.swap(over);
   }
   SNOW_TRY(connect(vm, GuestLink::Start::thaw));
   SNOW_TRY(shell->load_state(frozen->state()));
   attach(vm);
   // On record before it runs: the next daemon must know it.
   save(*vm);
-  return shell->go_on();
+  context_.fault.at("clone_loaded", {{"clone", shell->pid()}});
+  SNOW_TRY(shell->go_on());
+  context_.fault.at("clone_continued", {{"clone", shell->pid()}});
+  return {};
 }
 
 Result<void> HostImpl::thaw(const VmPtr& vm, std::shared_ptr<QemuProcess> shell,
@@ -114,9 +120,10 @@ Result<void> HostImpl::thaw(const VmPtr& vm, std::shared_ptr<QemuProcess> shell,
     thawed = thaw_once(vm, shell, frozen);
     if (thawed) return {};
     log_warn("VM {}: {}; trying once more in a new QEMU", vm->name, thawed.error().message);
-    const std::lock_guard lock(mutex_);
-    vm->process.reset();
     shell.reset();
+    std::shared_ptr<QemuProcess> dead;
+    const std::lock_guard lock(mutex_);
+    dead.swap(vm->process);
   }
   return thawed;
 }
@@ -185,24 +192,31 @@ unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
   std::vector<std::thread> threads;
   for (size_t i = 0; i < clones.size(); ++i) {
     auto shell = i < shells.size() ? std::move(shells[i]) : nullptr;
+    clones[i]->had_agent = had_agent;
     threads.emplace_back([&, vm = clones[i], taken = std::move(shell)]() mutable {
       const std::lock_guard operation(vm->operation);
-      loads.acquire();
-      auto done = thaw(vm, std::move(taken), frozen);
-      loads.release();
-      {
-        const std::lock_guard lock(figures);
-        all_running = std::max(all_running, elapsed());
+      Result<void> done;
+      for (int attempt = 0; attempt < 2; ++attempt) {
+        loads.acquire();
+        done = thaw(vm, std::move(taken), frozen);
+        loads.release();
+        if (!done) break;
+        {
+          const std::lock_guard lock(figures);
+          all_running = std::max(all_running, elapsed());
+        }
+        if (!wait) {
+          workers_->post([this, vm, had_agent] {
+            const std::lock_guard later(vm->operation);
+            if (const auto told = announce(vm, had_agent); !told) clone_lost(vm, told.error());
+          });
+          ++up;
+          return;
+        }
+        done = announce(vm, had_agent);
+        // Whoever has killed its QEMU meanwhile has not killed the clone.
+        if (done || !vm->process || !vm->process->ends_within(kDeathTimeoutMs)) break;
       }
-      if (done && !wait) {
-        workers_->post([this, vm, had_agent] {
-          const std::lock_guard later(vm->operation);
-          if (const auto told = announce(vm, had_agent); !told) clone_lost(vm, told.error());
-        });
-        ++up;
-        return;
-      }
-      if (done) done = announce(vm, had_agent);
       if (!done) return clone_lost(vm, done.error());
       ++up;
       const std::lock_guard lock(figures);

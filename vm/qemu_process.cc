@@ -1,8 +1,10 @@
 #include "vm/qemu_process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -15,6 +17,8 @@ namespace snow {
 namespace {
 
 constexpr int kStartTimeoutMs = 60'000;
+
+Fd open_pidfd(pid_t pid) { return Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))); }
 
 }  // namespace
 
@@ -96,6 +100,7 @@ Result<void> QemuProcess::spawn(const Launch& launch) {
   if (config_.has_kernel) spec.binds.push_back({ground_.boot->kernel(), JailPaths::kKernel, false});
   if (config_.has_initrd) spec.binds.push_back({ground_.boot->initrd(), JailPaths::kInitrd, false});
   SNOW_ASSIGN(pid_, context_.keeper->spawn(spec));
+  pidfd_ = open_pidfd(pid_);
   auto qmp = Qmp::connect(run_path("qmp.sock"), kStartTimeoutMs,
                           [pid = pid_] { return ::kill(pid, 0) == 0; });
   if (!qmp) {
@@ -117,6 +122,7 @@ Result<std::shared_ptr<QemuProcess>> QemuProcess::adopt(Context& context,
   process->slot_ = record.at("slot").get<unsigned>();
   process->has_slot_ = true;
   process->pid_ = record.at("pid").get<pid_t>();
+  process->pidfd_ = open_pidfd(process->pid_);
   context.slots.claim(process->slot_);
   if (connect) {
     SNOW_ASSIGN(process->qmp_, Qmp::connect(process->run_path("qmp.sock"), 10'000,
@@ -185,6 +191,12 @@ Result<void> QemuProcess::load_state(const std::vector<std::byte>& state) {
 Result<void> QemuProcess::connect_link(GuestLink::Callbacks callbacks, GuestLink::Start start) {
   SNOW_ASSIGN(link_, GuestLink::connect(run_path("agent.sock"), std::move(callbacks), start));
   return {};
+}
+
+bool QemuProcess::ends_within(int timeout_ms) const {
+  if (ended_ || !pidfd_) return true;
+  pollfd ended{pidfd_.get(), POLLIN, 0};
+  return ::poll(&ended, 1, timeout_ms) != 0;
 }
 
 void QemuProcess::kill() {

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fd.h"
 #include "base/result.h"
 #include "guestlink/link.h"
 #include "qemu/machine.h"
@@ -73,7 +74,11 @@ class QemuProcess {
   [[nodiscard]] GuestLink* link() const { return link_.get(); }
 
   void kill();  // SIGKILL, at once
-  [[nodiscard]] bool alive() const { return !ended_; }
+  // False as soon as it has ended, which may be before the keeper has reported it. One that is held
+  // (Keeper::hold) counts as alive until it is let go.
+  [[nodiscard]] bool alive() const { return !ends_within(0); }
+  // Its sockets close a moment before it has ended: who has seen that waits here.
+  [[nodiscard]] bool ends_within(int timeout_ms) const;
   void note_exit() { ended_ = true; }  // the keeper has reported its end
   [[nodiscard]] uint64_t private_bytes()
       const;  // memory that is only this process's (smaps_rollup)
@@ -91,6 +96,7 @@ class QemuProcess {
   unsigned slot_ = 0;
   bool has_slot_ = false;
   pid_t pid_ = 0;
+  Fd pidfd_;
   std::unique_ptr<Qmp> qmp_;
   std::unique_ptr<GuestLink> link_;
   std::atomic<bool> ended_ = false;

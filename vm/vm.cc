@@ -79,6 +79,7 @@ nlohmann::json vm_to_record(const Vm& vm) {
                          {"status", vm.exit.status},
                          {"message", vm.exit.message},
                          {"agent", vm.agent},
+                         {"had_agent", vm.had_agent},
                          {"undone", vm.undone},
                          {"environment", vm.environment},
                          {"parameters", vm.parameters}};
@@ -109,6 +110,7 @@ Result<std::shared_ptr<Vm>> vm_from_record(const nlohmann::json& record) {
   vm->ended = record.at("ended");
   vm->exit = {record.at("how"), record.at("status"), record.at("message")};
   vm->agent = record.at("agent");
+  vm->had_agent = record.value("had_agent", true);
   vm->undone = record.at("undone").get<std::vector<std::string>>();
   vm->environment = record.at("environment").get<std::map<std::string, std::string>>();
   vm->parameters = record.at("parameters").get<std::map<std::string, std::string>>();

@@ -49,8 +49,9 @@ struct Vm {
   std::string mac;
   std::string created;  // RFC 3339, UTC
   std::string ended;
-  VmExit exit;         // when ended
-  bool agent = false;  // it has answered
+  VmExit exit;            // when ended
+  bool agent = false;     // it has answered
+  bool had_agent = true;  // the frozen guest had one: it is told who it is
   std::vector<std::string> undone;
   Steps steps;  // of its last boot or fork
   std::map<std::string, std::string> environment;
@@ -63,6 +64,8 @@ struct Vm {
   // Calls of its guest, taken one at a time.
   std::deque<std::shared_ptr<GuestCall>> calls;
   bool in_call = false;
+
+  bool restored = false;  // by the fork under way; guarded by `operation`
 
   [[nodiscard]] bool ended_already() const {
     return state == VmState::crashed || state == VmState::exited;
