@@ -13,13 +13,12 @@ namespace {
 
 constexpr int kDeathChecks = 500;  // of 10 ms
 
-// Gone, a zombie, or stopped at its exit by the keeper.
+// Gone, a zombie without threads that still end, or stopped at its exit by the keeper.
 bool is_dead(pid_t pid) {
-  const auto text = read_file("/proc/" + std::to_string(pid) + "/stat");
+  const auto text = read_file("/proc/" + std::to_string(pid) + "/status");
   if (!text) return true;
-  const size_t end = text->rfind(')');
-  if (end == std::string::npos || end + 2 >= text->size()) return true;
-  return std::string_view("ZXt").find((*text)[end + 2]) != std::string_view::npos;
+  const auto says = [&](const char* line) { return text->find(line) != std::string::npos; };
+  return says("State:\tt") || says("State:\tX") || (says("State:\tZ") && says("Threads:\t1\n"));
 }
 
 }  // namespace

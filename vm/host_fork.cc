@@ -12,6 +12,8 @@
 // Until 6 everything can be undone: the old QEMU goes on; if that has died after 5, the parent is
 // thawed from the frozen machine. From 6 on the parent is the new QEMU, and if that dies before the
 // fork is over, the parent is thawed from the frozen machine once more.
+#include <signal.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -23,6 +25,7 @@ namespace snow {
 namespace {
 
 constexpr int kPrepareTimeoutMs = 5'000;
+constexpr int kAliveTimeoutMs = 5'000;
 constexpr int kDeathTimeoutMs = 2'000;
 constexpr int kDyingMs = 100;  // from the end of its sockets to its own
 constexpr size_t kParallelStarts = 4;
@@ -84,6 +87,8 @@ Result<void> HostImpl::undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuPr
     if (auto console = attach_console(vm, *old); !console) {
       log_warn("VM {}: console: {}", vm->name, console.error().message);
     }
+    // A QEMU that was killed while it is held keeps its sockets open: ask before telling.
+    SNOW_TRY(old->qmp().execute("query-status", {}, kAliveTimeoutMs));
     SNOW_TRY(old->go_on());
   }
   if (had_agent) {
@@ -205,6 +210,8 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
       }
       return within("fork of VM '" + vm->name + "'", moved.error());
     }
+    // It must not wake up now. What it was frozen to stays: it is held, or its memory is a file.
+    ::kill(old->pid(), SIGKILL);
     nlohmann::json passed = record;
     passed["frozen"] = frozen->id();
     if (auto put = context_.store->put("fork", vm->id, passed); !put) {
