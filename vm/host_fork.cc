@@ -158,7 +158,8 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
   std::shared_ptr<Frozen> frozen;
   const nlohmann::json record = {{"old", old->to_json()},   {"over", over ? over->id() : ""},
                                  {"new", shell->to_json()}, {"agent", had_agent},
-                                 {"ticket", plan.ticket},   {"count", plan.count}};
+                                 {"ticket", plan.ticket},   {"count", plan.count},
+                                 {"call", plan.call}};
   const auto moved = [&]() -> Result<void> {
     SNOW_TRY(shell->connect_link(link_callbacks(vm), GuestLink::Start::thaw));
     SNOW_TRY(context_.store->put("fork", vm->id, record));

@@ -290,7 +290,8 @@ bool HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
     }
   }
   save(*vm);
-  const ParentOf as_parent{fork.value("ticket", ""), fork.value("count", 0u)};
+  const ParentOf as_parent{fork.value("ticket", ""), fork.value("count", 0u),
+                           fork.value("call", uint32_t{0})};
   workers_->post([this, vm, had_agent, as_parent] {
     const std::lock_guard operation(vm->operation);
     if (vm->ended_already()) return;
