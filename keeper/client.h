@@ -38,6 +38,9 @@ struct SpawnSpec {
   uid_t uid = 0;               // and gid of the same number; never 0
   bool share_network = false;  // --net user
   bool kvm = false;            // /dev/kvm in the jail, readable by uid
+  // madvise(MADV_HUGEPAGE) has no effect. QEMU gives this advice for its guest's memory, and on a
+  // file it makes the kernel read 2 MiB for each page that is missing.
+  bool no_huge_pages = false;
   uint64_t memory_limit_bytes = 0;  // cgroup memory.max; 0: none
   std::string log_path;             // standard output and error are appended to this host file
 };

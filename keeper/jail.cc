@@ -3,8 +3,11 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/openat2.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -15,6 +18,8 @@
 
 #include <climits>
 #include <csignal>
+#include <cstddef>
+#include <iterator>
 #include <string>
 
 #include "base/fd.h"
@@ -214,6 +219,24 @@ Result<void> give_up_rights(const SpawnSpec& spec) {
   return {};
 }
 
+// QEMU does not mind when the advice is refused. Only this one call is looked at; QEMU's own
+// sandbox comes on top.
+Result<void> refuse_huge_pages() {
+  sock_filter program[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_madvise, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[2])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, MADV_HUGEPAGE, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog filter{static_cast<unsigned short>(std::size(program)), program};
+  if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0) {
+    return fail_errno(Code::host_failed, "jail: seccomp filter");
+  }
+  return {};
+}
+
 // Changing the user clears the parent-death signal, so this comes last.
 Result<void> die_with(pid_t keeper) {
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0) {
@@ -240,6 +263,7 @@ Result<void> enter_jail(const SpawnSpec& spec, pid_t keeper) {
   }
   SNOW_TRY(turn_root(root.get()));
   SNOW_TRY(give_up_rights(spec));
+  if (spec.no_huge_pages) SNOW_TRY(refuse_huge_pages());
   SNOW_TRY(die_with(keeper));
   ::umask(0077);
   return {};

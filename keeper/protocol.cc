@@ -90,6 +90,7 @@ Result<SpawnSpec> spec_from(const json& object) {
   spec.uid = static_cast<uid_t>(reader.number("uid", std::numeric_limits<uid_t>::max()));
   spec.share_network = reader.flag("share_network");
   spec.kvm = reader.flag("kvm");
+  spec.no_huge_pages = reader.flag("no_huge_pages");
   spec.memory_limit_bytes = reader.number("memory_limit_bytes");
   spec.log_path = reader.text("log_path");
   SNOW_TRY(reader.result());
@@ -111,6 +112,7 @@ json to_json(const SpawnSpec& spec) {
           {"uid", spec.uid},
           {"share_network", spec.share_network},
           {"kvm", spec.kvm},
+          {"no_huge_pages", spec.no_huge_pages},
           {"memory_limit_bytes", spec.memory_limit_bytes},
           {"log_path", spec.log_path}};
 }

@@ -18,6 +18,7 @@ SpawnSpec good_spec() {
   spec.root = "/run/root";
   spec.uid = 70000;
   spec.share_network = true;
+  spec.no_huge_pages = true;
   spec.memory_limit_bytes = uint64_t{5} << 30;
   spec.log_path = "/run/log";
   return spec;
@@ -33,6 +34,7 @@ TEST(Protocol, RequestComesBackAsItWas) {
   EXPECT_EQ(request->spec.argv, good_spec().argv);
   EXPECT_EQ(request->spec.uid, 70000u);
   EXPECT_TRUE(request->spec.share_network);
+  EXPECT_TRUE(request->spec.no_huge_pages);
   EXPECT_FALSE(request->spec.kvm);
   EXPECT_EQ(request->spec.memory_limit_bytes, uint64_t{5} << 30);
   ASSERT_EQ(request->spec.binds.size(), 2u);

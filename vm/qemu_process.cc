@@ -88,6 +88,7 @@ Result<void> QemuProcess::spawn(const Launch& launch) {
   spec.root = context_.process_dir(key_) + "/root";
   spec.uid = context_.settings.uid_base + slot_;
   spec.share_network = config_.network == Network::user;
+  spec.no_huge_pages = launch.kind == Launch::Kind::thaw;
   spec.kvm = config_.accelerator == Accelerator::kvm;
   spec.log_path = context_.process_dir(key_) + "/qemu.log";
   spec.binds.push_back({run_path(""), "/vm/run", true});
