@@ -30,7 +30,8 @@ constexpr int kDeathTimeoutMs = 2'000;
 constexpr int kDyingMs = 100;  // from the end of its sockets to its own
 constexpr size_t kParallelStarts = 4;
 constexpr size_t kMaxNameBytes = 60;  // a deep clone's name starts anew
-// The clones wait this long for the parent to be back, so that its pause is not theirs to lengthen.
+// Where there are not CPUs enough for all, the clones wait this long for the parent to be back, so
+// that its pause is not theirs to lengthen.
 constexpr auto kParentFirst = std::chrono::milliseconds(40);
 
 double since(int64_t start_ns) { return static_cast<double>(monotonic_ns() - start_ns) / 1e6; }
@@ -271,6 +272,12 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
       }
     }
     steps.emplace_back("parent_agent", since(moved));
+    {
+      const std::lock_guard lock(mutex_);
+      for (const auto& [name, ms] : vm->steps) {
+        if (name.starts_with("agent_")) steps.emplace_back("parent_" + name, ms);
+      }
+    }
     parent_back.set_value();
   });
   TicketPtr ticket;
@@ -296,7 +303,9 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
     save(*clone);
     context_.events.add("starting", clone->id, {{"name", clone->name}, {"parent", vm->id}});
   }
-  parent_back.get_future().wait_for(kParentFirst);
+  if (plan.count >= std::thread::hardware_concurrency()) {
+    parent_back.get_future().wait_for(kParentFirst);
+  }
   std::vector<std::shared_ptr<QemuProcess>> shells(
       std::make_move_iterator(reservation->shells.begin() + 1),
       std::make_move_iterator(reservation->shells.end()));

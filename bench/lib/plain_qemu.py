@@ -136,7 +136,9 @@ class PlainQemu:
         save = time.monotonic() - start
         start = time.monotonic()
         process, qmp = self._start("restored", "-incoming", f"exec:cat {state}")
-        wait_for(lambda: qmp.execute("query-status")["running"], "plain QEMU restores", START_S, 0.001)
+        wait_for(lambda: qmp.execute("query-status")["status"] != "inmigrate", "plain QEMU restores",
+                 START_S, 0.001)
+        qmp.execute("cont")
         restore = time.monotonic() - start
         qmp.close()
         process.kill()

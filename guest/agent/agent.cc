@@ -114,24 +114,37 @@ void Agent::prepare() {
   port_.flush_all(kFlushTimeoutMs / 2);
 }
 
+// A clone's processes go on when it is somebody else in all respects. The parent stays who it is:
+// its processes go on with fresh random numbers and the right time, and the rest follows. What is
+// called for the first time after a thaw is slow under emulation, and here it would lengthen the
+// pause.
 void Agent::resume(const Fields& fields) {
   const bool changed = channel::field(fields, "changed") == "1";
+  const bool clone = changed && channel::number_field(fields, "index").value_or(0) > 0;
   Fields report = {
       {"reseeded", "none"}, {"clock", "none"}, {"identity", "none"}, {"hooks", "none"}};
   if (changed) {
-    report = become(fields, options_.paths);
-    streams_.set_environment(environment_of(fields));
-    if (channel::number_field(fields, "index").value_or(0) > 0) streams_.cut_off();
-    calls_.resumed(fields);
+    refresh(fields, report);
   } else {
     report["clock"] = set_clock(channel::number_field(fields, "wall_ns"), report);
   }
+  if (!clone) thaw(report);
+  if (changed) {
+    become(fields, options_.paths, report);
+    streams_.set_environment(environment_of(fields));
+    if (clone) streams_.cut_off();
+    calls_.resumed(fields);
+  }
+  if (clone) thaw(report);
+  port_.send(Type::ready, 0, report);
+  port_.flush();
+}
+
+void Agent::thaw(Fields& report) {
   const int64_t start = monotonic_us();
   freezer_.thaw();
   frozen_ = false;
   report["thaw_us"] = std::to_string(monotonic_us() - start);
-  port_.send(Type::ready, 0, report);
-  port_.flush();
 }
 
 void Agent::handle_signals() {

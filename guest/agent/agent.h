@@ -4,10 +4,11 @@
 //
 //   prepare: freeze user processes, send what is queued, answer `prepared`, then touch nothing but
 //            the port until `resume` (or until kResumeTimeoutMs are over: the host died)
-//   resume:  become who the host says (identity.h), answer the calls that waited for the clone,
-//            thaw the processes, send `ready`
+//   resume:  fresh random numbers and the right time, become who the host says (identity.h), answer
+//            the calls that waited for the clone, thaw the processes, send `ready`
 //
-// Nothing of the user's runs between the two.
+// Nothing of the user's runs between the two; in the parent only until random numbers and time are
+// right.
 #pragma once
 
 #include <string>
@@ -41,6 +42,7 @@ class Agent {
   void say_hello();
   void prepare();
   void resume(const channel::Fields& fields);
+  void thaw(channel::Fields& report);
   void handle_signals();
 
   AgentOptions options_;

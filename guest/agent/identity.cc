@@ -151,26 +151,42 @@ Environment environment_of(const Fields& resume) {
 
 std::string params_text(const Fields& resume) { return lines_of(variables_of(resume)); }
 
-Fields become(const Fields& resume, const IdentityPaths& paths) {
-  Fields report;
-  int64_t last = monotonic_us();
-  const auto lap = [&report, &last](const char* key) {
+namespace {
+
+// How long what was done since the last call took, in microseconds, into the report.
+class Laps {
+ public:
+  explicit Laps(Fields& report) : report_(report) {}
+  void end(const char* key) {
     const int64_t now = monotonic_us();
-    report[key] = std::to_string(now - last);
-    last = now;
-  };
+    report_[key] = std::to_string(now - last_);
+    last_ = now;
+  }
+
+ private:
+  Fields& report_;
+  int64_t last_ = monotonic_us();
+};
+
+}  // namespace
+
+void refresh(const Fields& resume, Fields& report) {
+  Laps laps(report);
   report["reseeded"] = reseed(field(resume, "entropy"));
-  lap("entropy_us");
+  laps.end("entropy_us");
   report["clock"] = set_clock(number_field(resume, "wall_ns"), report);
-  lap("clock_us");
+  laps.end("clock_us");
+}
+
+void become(const Fields& resume, const IdentityPaths& paths, Fields& report) {
+  Laps laps(report);
   report["identity"] = set_identity(resume, paths);
-  lap("identity_us");
+  laps.end("identity_us");
   Environment environment = environment_of(resume);
   for (auto& [key, value] : variables_of(resume)) environment[key] = value;
   environment.emplace("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
   report["hooks"] = run_hooks(paths.hooks, environment);
-  lap("hooks_us");
-  return report;
+  laps.end("hooks_us");
 }
 
 }  // namespace snow::guest

@@ -1,6 +1,6 @@
-// What a guest becomes after a thaw, before any of the user's processes runs: fresh random numbers,
-// the right time, a hostname, machine-id and MAC of its own, the params file, hooks. Every step
-// says "ok", "none" (nothing was asked for) or what failed; a failed step does not stop the next.
+// What a guest becomes after a thaw: fresh random numbers, the right time (refresh), then a
+// hostname, machine-id and MAC of its own, the params file, hooks (become). Every step says "ok",
+// "none" (nothing was asked for) or what failed; a failed step does not stop the next.
 //
 // The code runs cold under TCG: few system calls, no helper programs but the hooks.
 // Single-threaded.
@@ -22,9 +22,11 @@ struct IdentityPaths {
   std::string hooks = "/etc/snow/fork.d";
 };
 
-// `resume`: changed = 1. Result: reseeded, clock, identity, hooks, entropy_us, clock_us,
-// identity_us, hooks_us, and clock_stepped_ns if the clock was stepped.
-channel::Fields become(const channel::Fields& resume, const IdentityPaths& paths);
+// `resume`: changed = 1. Into the report: reseeded, clock, entropy_us, clock_us, and
+// clock_stepped_ns if the clock was stepped.
+void refresh(const channel::Fields& resume, channel::Fields& report);
+// Into the report: identity, hooks, identity_us, hooks_us.
+void become(const channel::Fields& resume, const IdentityPaths& paths, channel::Fields& report);
 
 // "ok", "none" (no time was given), or what failed. Adds clock_stepped_ns if it was stepped.
 std::string set_clock(std::optional<int64_t> wall_ns, channel::Fields& report);
