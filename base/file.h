@@ -23,11 +23,11 @@ Result<void> make_folders(const std::string& path, unsigned mode = 0755);
 // Removes a file or folder with all that is in it; a path that is not there is fine.
 void remove_all(const std::string& path);
 
-std::string random_hex(size_t bytes);           // from getrandom(2); 2 * bytes characters
-std::string random_uuid();                      // RFC 4122, version 4
+std::string random_hex(size_t bytes);  // from getrandom(2); 2 * bytes characters
+std::string random_uuid();             // RFC 4122, version 4
 std::vector<std::byte> random_bytes(size_t count);
 
-int64_t monotonic_ns();                         // CLOCK_MONOTONIC
-int64_t wall_clock_ns();                        // CLOCK_REALTIME
+int64_t monotonic_ns();   // CLOCK_MONOTONIC
+int64_t wall_clock_ns();  // CLOCK_REALTIME
 
 }  // namespace snow

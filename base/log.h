@@ -1,5 +1,5 @@
-// The log: one line per event on stderr, through spdlog. Thread-safe. An error is logged once, where
-// it is handled.
+// The log: one line per event on stderr, through spdlog. Thread-safe. An error is logged once,
+// where it is handled.
 #pragma once
 
 #include <fmt/format.h>

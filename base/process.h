@@ -9,7 +9,7 @@
 namespace snow {
 
 struct ProcessOutput {
-  int exit_code = 0;     // 128 + signal if killed
+  int exit_code = 0;  // 128 + signal if killed
   std::string standard_output;
   std::string standard_error;
 };

@@ -12,13 +12,20 @@ struct Row {
 };
 
 constexpr std::array kRows = {
-    Row{Code::internal, "internal", 500},         Row{Code::usage, "usage", 400},
-    Row{Code::not_found, "not_found", 404},       Row{Code::exists, "exists", 409},
-    Row{Code::invalid, "invalid", 400},           Row{Code::no_room, "no_room", 507},
-    Row{Code::wrong_state, "wrong_state", 409},   Row{Code::no_agent, "no_agent", 424},
-    Row{Code::guest_failed, "guest_failed", 502}, Row{Code::timed_out, "timed_out", 504},
-    Row{Code::denied, "denied", 403},             Row{Code::unavailable, "unavailable", 503},
-    Row{Code::host_failed, "host_failed", 500},   Row{Code::corrupt, "corrupt", 422},
+    Row{Code::internal, "internal", 500},
+    Row{Code::usage, "usage", 400},
+    Row{Code::not_found, "not_found", 404},
+    Row{Code::exists, "exists", 409},
+    Row{Code::invalid, "invalid", 400},
+    Row{Code::no_room, "no_room", 507},
+    Row{Code::wrong_state, "wrong_state", 409},
+    Row{Code::no_agent, "no_agent", 424},
+    Row{Code::guest_failed, "guest_failed", 502},
+    Row{Code::timed_out, "timed_out", 504},
+    Row{Code::denied, "denied", 403},
+    Row{Code::unavailable, "unavailable", 503},
+    Row{Code::host_failed, "host_failed", 500},
+    Row{Code::corrupt, "corrupt", 422},
     Row{Code::spent, "spent", 410},
 };
 

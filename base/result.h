@@ -10,7 +10,6 @@
 
 #include <cerrno>
 #include <cstring>
-
 #include <string>
 #include <string_view>
 #include <tl/expected.hpp>
@@ -63,16 +62,16 @@ template <class... Args>
 // The error again, with what was being done in front: "fork of 'web': " + message.
 [[nodiscard]] tl::unexpected<Error> within(std::string_view what, Error error);
 
-int exit_code(Code code);              // the CLI's exit code
-int http_status(Code code);            // the API's status
-std::string_view code_name(Code code);  // "not_found": the API's "code" string
+int exit_code(Code code);                    // the CLI's exit code
+int http_status(Code code);                  // the API's status
+std::string_view code_name(Code code);       // "not_found": the API's "code" string
 Code code_from_name(std::string_view name);  // unknown names are Code::internal
 
 // SNOW_TRY(expr): returns the error of a Result, or goes on.
 // SNOW_ASSIGN(auto x, expr): the same, with the value moved into x.
-#define SNOW_TRY(expression)                                               \
-  do {                                                                     \
-    if (auto snow_result = (expression); !snow_result)                     \
+#define SNOW_TRY(expression)                                                \
+  do {                                                                      \
+    if (auto snow_result = (expression); !snow_result)                      \
       return tl::unexpected<::snow::Error>(std::move(snow_result).error()); \
   } while (false)
 #define SNOW_CONCAT2(a, b) a##b

@@ -38,11 +38,17 @@ int main(int argc, char** argv) {
     for (int edit = 0; edit < edits && !input.empty(); ++edit) {
       const size_t at = random() % input.size();
       switch (random() % 4) {
-        case 0: input[at] = static_cast<uint8_t>(random()); break;
-        case 1: input[at] ^= static_cast<uint8_t>(1u << (random() % 8)); break;
-        case 2: input.insert(input.begin() + static_cast<long>(at), static_cast<uint8_t>(random()));
-                break;
-        default: input.resize(at);
+        case 0:
+          input[at] = static_cast<uint8_t>(random());
+          break;
+        case 1:
+          input[at] ^= static_cast<uint8_t>(1u << (random() % 8));
+          break;
+        case 2:
+          input.insert(input.begin() + static_cast<long>(at), static_cast<uint8_t>(random()));
+          break;
+        default:
+          input.resize(at);
       }
     }
     LLVMFuzzerTestOneInput(input.data(), input.size());
