@@ -24,7 +24,7 @@
 namespace snow {
 namespace {
 
-constexpr int kPrepareTimeoutMs = 5'000;
+constexpr int kPrepareTimeoutMs = 15'000;  // a guest on a busy host may stand still for seconds
 constexpr int kAliveTimeoutMs = 5'000;
 constexpr int kDeathTimeoutMs = 2'000;
 constexpr int kDyingMs = 100;  // from the end of its sockets to its own

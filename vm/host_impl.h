@@ -146,11 +146,13 @@ class HostImpl : public Host {
                                                    const std::string& mac);
   void note_process(const std::shared_ptr<QemuProcess>& process);
   // Loads and continues `vm` in `shell` (null or dead: a new one), connected. One more try with a
-  // new shell if QEMU dies meanwhile.
-  Result<void> thaw(const VmPtr& vm, std::shared_ptr<QemuProcess> shell,
-                    const std::shared_ptr<Frozen>& frozen);
+  // new shell if QEMU dies meanwhile. `loaded` is called before each `cont`.
+  Result<void> thaw(
+      const VmPtr& vm, std::shared_ptr<QemuProcess> shell, const std::shared_ptr<Frozen>& frozen,
+      const std::function<void()>& loaded = [] {});
   Result<void> thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProcess>& shell,
-                         const std::shared_ptr<Frozen>& frozen);
+                         const std::shared_ptr<Frozen>& frozen,
+                         const std::function<void()>& loaded);
   // Tells the guest who it is; on success the VM runs. `had_agent`: the frozen guest's agent had
   // answered.
   // `as_parent`: it is told that it is the parent of that fork; its own identity stays.

@@ -20,6 +20,27 @@ std::string hostname_of(std::string name) {
   return name;
 }
 
+// Clones run only when all are loaded: guests that run already would take the CPUs from QEMUs that
+// still load. One that hangs holds the others up for kLoadTogether at most. Thread-safe.
+class Gate {
+ public:
+  explicit Gate(size_t count) : missing_(count) {}
+  void arrive() {
+    const std::lock_guard lock(mutex_);
+    if (missing_ > 0 && --missing_ == 0) open_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    open_.wait_for(lock, kLoadTogether, [&] { return missing_ == 0; });
+  }
+
+ private:
+  static constexpr auto kLoadTogether = std::chrono::seconds(1);
+  std::mutex mutex_;
+  std::condition_variable open_;
+  size_t missing_;
+};
+
 const std::vector<std::string> kUndoneWithoutAgent = {
     "random numbers: the kernel's pool was not reseeded (no agent)",
     "clock: not stepped (no agent)",
@@ -91,7 +112,8 @@ Identity HostImpl::identity_of(const Vm& vm) const {
 }
 
 Result<void> HostImpl::thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProcess>& shell,
-                                 const std::shared_ptr<Frozen>& frozen) {
+                                 const std::shared_ptr<Frozen>& frozen,
+                                 const std::function<void()>& loaded) {
   auto process = shell;  // what was there before goes when the mutex is free again
   auto over = frozen;
   {
@@ -104,6 +126,7 @@ Result<void> HostImpl::thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProc
   attach(vm);
   // On record before it runs: the next daemon must know it.
   save(*vm);
+  loaded();
   context_.fault.at("clone_loaded", {{"clone", shell->pid()}});
   SNOW_TRY(shell->go_on());
   context_.fault.at("clone_continued", {{"clone", shell->pid()}});
@@ -111,13 +134,14 @@ Result<void> HostImpl::thaw_once(const VmPtr& vm, const std::shared_ptr<QemuProc
 }
 
 Result<void> HostImpl::thaw(const VmPtr& vm, std::shared_ptr<QemuProcess> shell,
-                            const std::shared_ptr<Frozen>& frozen) {
+                            const std::shared_ptr<Frozen>& frozen,
+                            const std::function<void()>& loaded) {
   Result<void> thawed;
   for (int attempt = 0; attempt < 2; ++attempt) {
     if (!shell || !shell->alive()) {
       SNOW_ASSIGN(shell, start_shell(frozen->config(), frozen->ground(), vm->name, vm->mac));
     }
-    thawed = thaw_once(vm, shell, frozen);
+    thawed = thaw_once(vm, shell, frozen, loaded);
     if (thawed) return {};
     log_warn("VM {}: {}; trying once more in a new QEMU", vm->name, thawed.error().message);
     shell.reset();
@@ -184,6 +208,7 @@ unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
                             int64_t since_ns, bool wait) {
   const auto elapsed = [&] { return static_cast<double>(monotonic_ns() - since_ns) / 1e6; };
   std::counting_semaphore<> loads(kParallelLoads);
+  Gate all_loaded(clones.size());
   std::mutex figures;
   double all_running = 0;
   double first_ready = 0;
@@ -196,10 +221,21 @@ unsigned HostImpl::bring_up(const std::vector<VmPtr>& clones,
     threads.emplace_back([&, vm = clones[i], taken = std::move(shell)]() mutable {
       const std::lock_guard operation(vm->operation);
       Result<void> done;
+      bool first = true;
+      const auto loaded = [&] {
+        if (std::exchange(first, false)) {
+          loads.release();
+          all_loaded.arrive();
+        }
+        all_loaded.wait();
+      };
       for (int attempt = 0; attempt < 2; ++attempt) {
-        loads.acquire();
-        done = thaw(vm, std::move(taken), frozen);
-        loads.release();
+        if (attempt == 0) loads.acquire();
+        done = thaw(vm, std::move(taken), frozen, loaded);
+        if (std::exchange(first, false)) {  // it failed before
+          loads.release();
+          all_loaded.arrive();
+        }
         if (!done) break;
         {
           const std::lock_guard lock(figures);
