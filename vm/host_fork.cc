@@ -29,7 +29,6 @@ constexpr int kAliveTimeoutMs = 5'000;
 constexpr int kDeathTimeoutMs = 2'000;
 constexpr int kDyingMs = 100;  // from the end of its sockets to its own
 constexpr size_t kParallelStarts = 4;
-constexpr size_t kMaxNameBytes = 60;  // a deep clone's name starts anew
 // Where there are not CPUs enough for all, the clones wait this long for the parent to be back, so
 // that its pause is not theirs to lengthen.
 constexpr auto kParentFirst = std::chrono::milliseconds(40);
@@ -284,18 +283,9 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
   {
     const std::lock_guard lock(mutex_);
     if (const auto it = tickets_.find(plan.ticket); it != tickets_.end()) ticket = it->second;
-    for (unsigned i = 1; i <= plan.count; ++i) {
-      auto clone = new_clone(*vm, *frozen, i, plan.count, plan.ticket, plan.parameters);
-      do {
-        clone->name = vm->name + "." + std::to_string(++vm->children);
-        if (clone->name.size() > kMaxNameBytes) clone->name = "vm-" + random_hex(4);
-      } while (!free_name(clone->name));
-      clone->call = plan.call;
-      clone->room = reservation->room.split();
-      vms_[clone->id] = clone;
-      if (ticket) ticket->clones.push_back({i, clone->id});
-      outcome.clones.push_back(std::move(clone));
-    }
+    outcome.clones =
+        new_clones(*vm, *frozen, *reservation, plan.count, plan.ticket, plan.parameters, plan.call);
+    if (ticket) list_clones(*ticket, outcome.clones);
   }
   if (ticket) save(*ticket);
   save(*vm);

@@ -211,18 +211,8 @@ Result<void> HostImpl::call_create(const VmPtr& vm, GuestCall& call) {
   {
     const std::lock_guard lock(mutex_);
     frozen_[(*shown)->id()] = *shown;
-    for (unsigned i = 1; i <= ticket->granted; ++i) {
-      auto clone = new_clone(*vm, **shown, i, ticket->granted, ticket->id, {});
-      do {
-        clone->name = vm->name + "." + std::to_string(++vm->children);
-        if (clone->name.size() > 60) clone->name = "vm-" + random_hex(4);
-      } while (!free_name(clone->name));
-      clone->call = asked;
-      clone->room = reservation->room.split();
-      vms_[clone->id] = clone;
-      ticket->clones.push_back({i, clone->id});
-      clones.push_back(std::move(clone));
-    }
+    clones = new_clones(*vm, **shown, *reservation, ticket->granted, ticket->id, {}, asked);
+    list_clones(*ticket, clones);
   }
   save(*ticket);
   for (const VmPtr& clone : clones) save(*clone);

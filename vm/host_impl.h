@@ -141,6 +141,13 @@ class HostImpl : public Host {
   // host_thaw.cc
   VmPtr new_clone(const Vm& parent, const Frozen& frozen, unsigned index, unsigned count,
                   const std::string& ticket, const std::map<std::string, std::string>& parameters);
+  // `count` clones of `parent`, named after it, each with its part of the reservation's room, among
+  // the VMs. mutex_ is held by the caller.
+  std::vector<VmPtr> new_clones(Vm& parent, const Frozen& frozen, Reservation& reservation,
+                                unsigned count, const std::string& ticket,
+                                const std::map<std::string, std::string>& parameters,
+                                uint32_t call);
+  static void list_clones(Ticket& ticket, const std::vector<VmPtr>& clones);
   Result<std::shared_ptr<QemuProcess>> start_shell(const MachineConfig& config,
                                                    const Ground& ground, const std::string& name,
                                                    const std::string& mac);

@@ -12,6 +12,7 @@ namespace snow {
 namespace {
 
 constexpr size_t kParallelLoads = 4;
+constexpr size_t kMaxNameBytes = 60;  // a deep clone's name starts anew
 constexpr int kDeathTimeoutMs = 2'000;
 
 std::string hostname_of(std::string name) {
@@ -79,6 +80,29 @@ HostImpl::VmPtr HostImpl::new_clone(const Vm& parent, const Frozen& frozen, unsi
   vm->environment = parent.environment;
   vm->parameters = parameters;
   return vm;
+}
+
+std::vector<HostImpl::VmPtr> HostImpl::new_clones(
+    Vm& parent, const Frozen& frozen, Reservation& reservation, unsigned count,
+    const std::string& ticket, const std::map<std::string, std::string>& parameters,
+    uint32_t call) {
+  std::vector<VmPtr> clones;
+  for (unsigned i = 1; i <= count; ++i) {
+    auto clone = new_clone(parent, frozen, i, count, ticket, parameters);
+    do {
+      clone->name = parent.name + "." + std::to_string(++parent.children);
+      if (clone->name.size() > kMaxNameBytes) clone->name = "vm-" + random_hex(4);
+    } while (!free_name(clone->name));
+    clone->call = call;
+    clone->room = reservation.room.split();
+    vms_[clone->id] = clone;
+    clones.push_back(std::move(clone));
+  }
+  return clones;
+}
+
+void HostImpl::list_clones(Ticket& ticket, const std::vector<VmPtr>& clones) {
+  for (const VmPtr& clone : clones) ticket.clones.push_back({clone->index, clone->id});
 }
 
 Result<std::shared_ptr<QemuProcess>> HostImpl::start_shell(const MachineConfig& config,
