@@ -12,6 +12,7 @@ LEVELS = [
     ["base"],
     ["image"],
     ["lazyfs", "qemu", "guest/channel"],
+    ["exchange"],
     ["keeper"],
     ["guestlink"],
     ["vm"],
