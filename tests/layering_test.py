@@ -11,10 +11,9 @@ import sys
 LEVELS = [
     ["base"],
     ["image"],
-    ["lazyfs", "qemu", "guest/channel"],
-    ["exchange"],
-    ["keeper"],
-    ["guestlink"],
+    ["peer", "lazyfs", "qemu", "guest/channel"],
+    ["cluster", "exchange"],
+    ["keeper", "guestlink"],
     ["vm"],
     ["api"],
     ["cli"],
