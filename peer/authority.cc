@@ -93,9 +93,8 @@ Result<void> make_host_certificate(const std::string& folder, const std::string&
   SNOW_ASSIGN(const Key key, own_key(folder));
   SNOW_ASSIGN(const std::string key_hash, public_key_hash(key.get()));
   SNOW_TRY(record_issue(folder, host, key_hash));
-  SNOW_ASSIGN(const Certificate made,
-              make_certificate(key.get(), host, authority.certificate.get(), authority.key.get(),
-                               valid_seconds));
+  SNOW_ASSIGN(const Certificate made, make_certificate(key.get(), host, authority.certificate.get(),
+                                                       authority.key.get(), valid_seconds));
   return write_file(folder + "/host.pem", to_pem(made.get()), kSecret);
 }
 
@@ -120,8 +119,8 @@ Result<Sha256> authority_hash(const std::string& folder) {
   SNOW_ASSIGN(const Certificate ca, read_certificate(folder + "/ca.pem"));
   Sha256 hash{};
   unsigned length = 0;
-  if (X509_digest(ca.get(), EVP_sha256(), reinterpret_cast<unsigned char*>(hash.data()),
-                  &length) != 1) {
+  if (X509_digest(ca.get(), EVP_sha256(), reinterpret_cast<unsigned char*>(hash.data()), &length) !=
+      1) {
     return fail(Code::internal, "{}/ca.pem: cannot be hashed: {}", folder, openssl_error());
   }
   return hash;
@@ -144,9 +143,8 @@ Result<std::string> sign_request(const std::string& folder, const std::string& h
     const std::lock_guard lock(issuing);
     SNOW_TRY(record_issue(folder, host, key_hash));
   }
-  SNOW_ASSIGN(const Certificate made,
-              make_certificate(key.get(), host, authority.certificate.get(), authority.key.get(),
-                               kHostSeconds));
+  SNOW_ASSIGN(const Certificate made, make_certificate(key.get(), host, authority.certificate.get(),
+                                                       authority.key.get(), kHostSeconds));
   return to_pem(made.get());
 }
 

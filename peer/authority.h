@@ -1,5 +1,6 @@
 // The cluster's certificates. One host (where the cluster was made) is the authority: its folder
-// has the CA's key. Every member's folder has the CA's certificate, and the host's own with its key.
+// has the CA's key. Every member's folder has the CA's certificate, and the host's own with its
+// key.
 //
 //   ca.pem  host.pem  host-key.pem  and on the authority  ca-key.pem  tokens.json  issued.json
 //

@@ -16,7 +16,9 @@ class Writer {
   void number(uint64_t value, size_t bytes) {
     for (size_t i = 0; i < bytes; ++i) out_.push_back(static_cast<std::byte>(value >> (8 * i)));
   }
-  void raw(std::span<const std::byte> bytes) { out_.insert(out_.end(), bytes.begin(), bytes.end()); }
+  void raw(std::span<const std::byte> bytes) {
+    out_.insert(out_.end(), bytes.begin(), bytes.end());
+  }
   void text(std::string_view text) { raw(std::as_bytes(std::span(text))); }
   std::vector<std::byte> take() { return std::move(out_); }
 

@@ -14,8 +14,7 @@ constexpr int kIdleMs = 300'000;
 constexpr int kAnswerMs = 30'000;  // to send an answer to a caller that reads
 
 void put_json(Writer& out, const nlohmann::json& json) {
-  const std::string text =
-      json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const std::string text = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   out.number(text.size(), 4);
   out.text(text);
 }
@@ -122,10 +121,9 @@ void Calls::serve(Connection& connection) const {
     const auto type = connection.receive_into(request, kAnswerMs);
     if (!type || *type != kCall) return;
     const auto answered = answer(connection.host(), request);
-    const auto sent =
-        answered
-            ? connection.send(kAnswer, encode_answer(answered->json), answered->bytes, kAnswerMs)
-            : connection.send_error(answered.error(), kAnswerMs);
+    const auto sent = answered ? connection.send(kAnswer, encode_answer(answered->json),
+                                                 answered->bytes, kAnswerMs)
+                               : connection.send_error(answered.error(), kAnswerMs);
     // Too long for a frame breaks nothing, but the caller waits for something.
     if (!sent && (connection.broken() || !connection.send_error(sent.error(), kAnswerMs))) return;
     if (request.capacity() > kMaxStrangerBytes) std::vector<std::byte>().swap(request);

@@ -43,10 +43,11 @@ Result<std::unique_ptr<Connection>> Connection::connect(const Credentials& us,
   SNOW_TRY(made->start_tls(us, false, deadline));
   const std::string shown = made->host_;
   if (!host.empty() && !us.plain() && shown != host) {
-    return made->broken_by({Code::denied, fmt::format("it is host '{}', says its certificate", shown)});
+    return made->broken_by(
+        {Code::denied, fmt::format("it is host '{}', says its certificate", shown)});
   }
-  SNOW_TRY(made->write(kHello, encode_hello({kVersion, us.host(), std::string(service)}), {},
-                       deadline));
+  SNOW_TRY(
+      made->write(kHello, encode_hello({kVersion, us.host(), std::string(service)}), {}, deadline));
   SNOW_TRY(made->read_hello(service, deadline));
   if (!host.empty() && made->host_ != host) {
     return made->broken_by({Code::denied, fmt::format("it is host '{}', it says", made->host_)});
@@ -81,10 +82,11 @@ Result<void> Connection::read_hello(std::string_view wanted_service, const Deadl
   auto hello = decode_hello(payload);
   if (!hello) return broken_by(std::move(hello).error());
   if (hello->version != kVersion) {
-    return broken_by({Code::wrong_state,
-                      fmt::format("it speaks version {} of the peer protocol, this host version {}; "
-                                  "upgrade the older of the two",
-                                  hello->version, kVersion)});
+    return broken_by(
+        {Code::wrong_state,
+         fmt::format("it speaks version {} of the peer protocol, this host version {}; "
+                     "upgrade the older of the two",
+                     hello->version, kVersion)});
   }
   if (!wanted_service.empty() && hello->service != wanted_service) {
     return broken_by({Code::corrupt, fmt::format("it answers for service '{}'", hello->service)});

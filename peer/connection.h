@@ -91,7 +91,7 @@ class Connection {
   tl::unexpected<Error> broken_by(Error error);
 
   Socket socket_;
-  std::unique_ptr<Tls> tls_;  // none: plain
+  std::unique_ptr<Tls> tls_;   // none: plain
   std::vector<std::byte> in_;  // read ahead, so that a small frame is one read
   size_t in_begin_ = 0, in_end_ = 0;
   size_t limit_ = kMaxHelloBytes;

@@ -15,10 +15,10 @@ struct ssl_ctx_st;
 namespace snow::peer {
 
 struct Identity {
-  std::string host;                         // id: `h` + 12 hex digits
+  std::string host;                          // id: `h` + 12 hex digits
   std::string cert_file, key_file, ca_file;  // PEM; unused with `plain`
-  bool plain = false;                       // no TLS: the peer is whoever it says it is
-  bool plain_anywhere = false;              // plain not only when both ends are loopback
+  bool plain = false;                        // no TLS: the peer is whoever it says it is
+  bool plain_anywhere = false;               // plain not only when both ends are loopback
 };
 
 using Sha256 = std::array<std::byte, 32>;

@@ -73,7 +73,8 @@ Error decode_error(std::span<const std::byte> payload) {
   Reader in(payload);
   const auto number = in.number(1);
   const auto text = in.text(std::min(in.rest().size(), kMaxErrorText));
-  if (!number || text->empty()) return {Code::internal, "an error that the other side did not name"};
+  if (!number || text->empty())
+    return {Code::internal, "an error that the other side did not name"};
   const auto code = static_cast<Code>(*number);
   const bool known = code_from_name(code_name(code)) == code;
   return {known ? code : Code::internal, std::string(*text)};

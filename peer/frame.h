@@ -19,8 +19,8 @@ namespace snow::peer {
 inline constexpr uint16_t kVersion = 1;
 inline constexpr size_t kHeaderBytes = 5;
 inline constexpr size_t kMaxFrameBytes = size_t{64} << 20;  // payload; a service may have less
-inline constexpr size_t kMaxHelloBytes = 1024;  // payload, until both have said hello
-inline constexpr size_t kMaxStrangerBytes = 64 * 1024;  // payload from who has no certificate
+inline constexpr size_t kMaxHelloBytes = 1024;              // payload, until both have said hello
+inline constexpr size_t kMaxStrangerBytes = 64 * 1024;      // payload from who has no certificate
 inline constexpr size_t kMaxErrorText = 4096;
 inline constexpr size_t kMaxNameBytes = 64;  // host id, service, method
 
@@ -55,7 +55,8 @@ std::vector<std::byte> encode_hello(const Hello& hello);  // the payload
 // it may look different there.
 Result<Hello> decode_hello(std::span<const std::byte> payload);
 
-std::vector<std::byte> encode_error(const Error& error);  // the payload; the text is cut at its limit
+std::vector<std::byte> encode_error(
+    const Error& error);  // the payload; the text is cut at its limit
 // Never fails: what cannot be read is an internal error that says so.
 Error decode_error(std::span<const std::byte> payload);
 

@@ -56,10 +56,16 @@ Result<Lease> Pool::take_new(const std::string& host, std::string_view service, 
 }
 
 std::unique_ptr<Connection> Pool::take_idle(const std::string& host, std::string_view service) {
+  Doomed doomed;  // closed outside the mutex
+  const int64_t oldest_ns = monotonic_ns() - int64_t{options_.idle_ms} * 1'000'000;
   const std::lock_guard lock(mutex_);
   const auto found = hosts_.find(host);
   if (found == hosts_.end()) return nullptr;
   auto& idle = found->second.idle(service);
+  if (!idle.empty() && idle.back().since_ns < oldest_ns) {  // and so are the others
+    for (auto& entry : idle) doomed.push_back(std::move(entry.connection));
+    idle.clear();
+  }
   if (idle.empty()) return nullptr;
   // The one used last: its caches are warm, and those not needed grow old.
   auto connection = std::move(idle.back().connection);
@@ -93,9 +99,8 @@ void Pool::sweep(int64_t now_ns, Doomed& doomed) {
   const int64_t oldest_ns = now_ns - int64_t{options_.idle_ms} * 1'000'000;
   for (auto& [name, host] : hosts_) {
     for (auto& [service, idle] : host.services) {
-      const auto young = std::find_if(idle.begin(), idle.end(), [&](const Idle& entry) {
-        return entry.since_ns >= oldest_ns;
-      });
+      const auto young = std::find_if(
+          idle.begin(), idle.end(), [&](const Idle& entry) { return entry.since_ns >= oldest_ns; });
       for (auto entry = idle.begin(); entry != young; ++entry) {
         doomed.push_back(std::move(entry->connection));
       }

@@ -72,9 +72,8 @@ void Server::admit(Fd fd) {
 }
 
 void Server::drop_oldest_handshake() {
-  const auto oldest = std::find_if(sessions_.begin(), sessions_.end(), [](const Session& session) {
-    return session.waiting;
-  });
+  const auto oldest = std::find_if(sessions_.begin(), sessions_.end(),
+                                   [](const Session& session) { return session.waiting; });
   if (oldest == sessions_.end()) return;
   oldest->connection->interrupt();
   no_longer_waits(*oldest);

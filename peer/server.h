@@ -30,7 +30,8 @@ class Server {
   // by many threads. Ends soon once the connection fails: `stop` interrupts it and waits.
   using Service = std::function<void(Connection&)>;
   // May this host come in? Asked after its certificate was found good; an error is what it is told.
-  using Admission = std::function<Result<void>(const std::string& host, const std::string& service)>;
+  using Admission =
+      std::function<Result<void>(const std::string& host, const std::string& service)>;
   struct Options {
     int hello_ms = 5'000;
     size_t handshakes = 128;
@@ -60,7 +61,7 @@ class Server {
  private:
   struct Session {
     std::unique_ptr<Connection> connection;
-    std::string host;  // set when it has said hello
+    std::string host;      // set when it has said hello
     bool greeted = false;  // false: only TLS and hello so far, or refused
     bool waiting = true;   // counted in handshakes_
     std::thread thread;
@@ -75,8 +76,8 @@ class Server {
   void admit(Fd fd);
   void run(Sessions::iterator session);
   Result<const Entry*> check(Sessions::iterator session);
-  void drop_oldest_handshake();              // with mutex_ held
-  void no_longer_waits(Session& session);    // with mutex_ held
+  void drop_oldest_handshake();            // with mutex_ held
+  void no_longer_waits(Session& session);  // with mutex_ held
   void reap();
 
   const std::shared_ptr<const Credentials> us_;

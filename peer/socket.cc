@@ -68,8 +68,7 @@ Result<size_t> Socket::read_some(std::span<std::byte> into, const Deadline& dead
       SNOW_ASSIGN(const bool ready, wait_for(fd_.get(), POLLIN, deadline));
       if (!ready) return late(deadline);
     }
-    const ssize_t got =
-        ::recv(fd_.get(), into.data(), into.size(), blocking ? 0 : MSG_DONTWAIT);
+    const ssize_t got = ::recv(fd_.get(), into.data(), into.size(), blocking ? 0 : MSG_DONTWAIT);
     if (got > 0) return static_cast<size_t>(got);
     if (got == 0) return fail(Code::unavailable, "the other side closed the connection");
     if (errno == EINTR) continue;
