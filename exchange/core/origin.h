@@ -16,7 +16,7 @@
 // takes.
 //
 // Not thread-safe; no call blocks. Cost: on_fetch of one page well under a microsecond. Memory: 12
-// bytes and one bit a page (3 MiB per GiB of image), some 64 bytes for each host.
+// bytes and three bits a page (3 MiB per GiB of image), some 64 bytes for each host.
 #pragma once
 
 #include <array>
@@ -99,7 +99,7 @@ class Origin {
   [[nodiscard]] Multicast& multicast() { return multicast_; }
   [[nodiscard]] const Multicast& multicast() const { return multicast_; }
   // To be multicast without anybody asking, at the lane's priority (a hot set).
-  void push(Run run, Lane lane, Nanos now);
+  void push(Run run, Lane lane);
 
   // The pages that the first host demanded so far, ascending, joined; neighbours that are at most
   // `gap` pages apart are one run. Runs may be longer than kMaxRunPages.
@@ -127,11 +127,20 @@ class Origin {
     HostNumber host = kNoHost;
   };
 
-  Decision decide(const Fetch& fetch, uint32_t page, Nanos now);
-  bool redirect_to_holders(const Fetch& fetch, uint32_t page, Nanos now, Decision& decision);
-  bool redirect_to_listeners(const Fetch& fetch, uint32_t page, Nanos now, Decision& decision);
+  enum class Way : uint8_t { give, redirect, listeners, coming, already_coming, retry };
+
+  // How one page would be answered; a decision covers pages that go the same way.
+  [[nodiscard]] Way way_of(const Fetch& fetch, uint32_t page, Nanos now) const;
+  using Hosts = std::array<HostNumber, 4>;
+  // The page's holders that the asker may be sent to; the rest is kNoHost. How many: count.
+  size_t usable_holders(const Fetch& fetch, uint32_t page, Nanos now, Hosts& hosts) const;
+  void redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decision);
+  bool redirect_to_listeners(const Fetch& fetch, Nanos now, Decision& decision);
+  void give(const Fetch& fetch, Decision& decision);
   [[nodiscard]] bool may_send_to(HostNumber asker, HostNumber host, Nanos now) const;
-  void record(HostNumber host, uint32_t page, bool given, bool certain);
+  // `draw`: one random number for a whole run, so that its pages stay together. `certain`: it was
+  // given the bytes.
+  void record(HostNumber host, Run run, uint64_t draw, bool certain);
   [[nodiscard]] uint32_t load_of(HostNumber host) const;
   void add_load(HostNumber host, uint32_t pages);
   uint64_t random();

@@ -62,6 +62,12 @@ class PageMap {
     }
     return true;
   }
+  [[nodiscard]] bool none(Run run) const {
+    for (uint32_t at = run.first; at < run.end(); at += 64) {
+      if ((bits(at) & low_bits(std::min(64u, run.end() - at))) != 0) return false;
+    }
+    return true;
+  }
 
  private:
   template <class Change>

@@ -66,8 +66,10 @@ struct Report {
 // What is to be done. The caller clears it before it is used again.
 struct Actions {
   std::vector<Ask> asks;
-  std::vector<DemandId> arrived;  // wake these: all of their run is here; the id is done with
-  std::vector<Report> reports;    // to be told to the origin some time
+  // Wake these: all of their run is here, or, for a watch of serve(), what lacks is not on its way
+  // any more. The id is done with.
+  std::vector<DemandId> arrived;
+  std::vector<Report> reports;  // to be told to the origin some time
   void clear() {
     asks.clear();
     arrived.clear();
@@ -209,9 +211,11 @@ class Receiver {
     Lane lane = Lane::demand;
     HostNumber host = kNoHost;
     bool no_redirect = false;
-    bool hedge = false;
-    bool no_wait = false;    // for the candidates
-    uint8_t candidates = 0;  // how many are left in hosts
+    bool again = false;
+    bool no_wait = false;     // for the candidates
+    bool for_origin = false;  // state later: goes on as soon as the origin answers
+    bool sampled = false;     // its latency was taken
+    uint8_t candidates = 0;   // how many are left in hosts
     uint8_t failures = 0;
     std::array<HostNumber, kMaxCandidates> hosts{};
     DemandId demand = 0;
@@ -223,70 +227,83 @@ class Receiver {
     Run run;
     Nanos since = 0;
     Nanos hedge_at = kNever;
-    bool watch = false;  // asks for nothing itself
+    bool watch = false;  // of serve(): asks for nothing itself
   };
   struct Near {
     uint32_t block = 0;
     uint32_t left = 0;
   };
+  struct Shunned {
+    HostNumber host = kNoHost;
+    Nanos until = 0;  // kNever: gave wrong bytes
+  };
 
-  Transfer* find(AskId ask);
-  void end(Transfer& transfer);
-  // Of `mask` (bit i: page first + i), what is neither here nor on its way.
-  [[nodiscard]] uint64_t uncovered(uint32_t first, uint64_t mask) const;
+  // receiver.cc
+  uint32_t mark(Run run);  // sets the bits; how many are new
+  void arrived(Run run, Nanos now, Actions& out);
   [[nodiscard]] uint64_t missing(Run run) const;
-  // Splits the part `run` off a transfer, to treat it differently; false: nothing of it is open.
+  // Of `mask` (bit i: page first + i), what is neither here nor on its way; without what is only
+  // to be asked later, if `soon`.
+  [[nodiscard]] uint64_t uncovered(uint32_t first, uint64_t mask, bool soon) const;
+  [[nodiscard]] bool wanted_by_demand(Run run) const;
+  void release_watches(Actions& out);
+  void steal_later(Run run);
+
+  // receiver_answers.cc
+  Transfer* find(AskId ask);
+  void remove(Transfer& transfer);
+  // Takes the open pages of `run` off a transfer, to treat them differently; false: there are none.
   bool split(AskId ask, Run run, Transfer& part);
-  Ask start(Transfer& transfer, Nanos now);  // enters it and tells what to send
-  Ask ask_origin(Run run, Lane lane, DemandId demand, bool no_redirect, bool again, bool hedge,
-                 uint8_t failures, Nanos now);
-  // The part's source did not do: the next candidate, or the origin, or later.
-  void next_source(const Transfer& part, bool again, Nanos now, Actions& out);
-  void park(const Transfer& part, Nanos until);
+  void sample(Transfer& transfer, Nanos now);
+
+  // receiver_sources.cc
+  Ask send(Transfer transfer, Nanos now);  // enters it and tells what to send
+  Ask ask_origin(Run run, Lane lane, DemandId demand, Nanos now);
+  // The part has no source any more: the next candidate, or the origin, or later.
+  void next_source(Transfer part, Nanos now, Actions& out);
+  void lose(Transfer part, Nanos now, Actions& out);  // its host failed it
+  void park(const Transfer& part, Nanos until, bool for_origin);
   void origin_failed(Nanos sent, Nanos now);
   void origin_answered(Nanos now, Actions& out);
-  [[nodiscard]] bool origin_usable(Nanos now) const;
-  void give_up(const Transfer& transfer, Nanos now, Actions& out);
-  void arrived(Run run, Nanos now, Actions& out);  // sets the bits, wakes, ends transfers
-  uint32_t mark(Run run);                          // new pages among it
-  [[nodiscard]] Nanos hedge_delay() const;
+  void release_parked(Nanos now, Actions& out);
+  [[nodiscard]] bool origin_usable(Nanos now) const { return now >= origin_retry_; }
+  void shun(HostNumber host, Nanos until);
+  [[nodiscard]] bool shunned(HostNumber host, Nanos now) const;
+  void learn();  // from the latencies so far
   [[nodiscard]] Nanos timeout(Lane lane, uint8_t failures) const;
-  void hedge(Demand& demand, Nanos now, Actions& out);
-  [[nodiscard]] bool wanted_by_demand(Run run) const;
-  [[nodiscard]] bool excluded(HostNumber host) const;
+  void hedge(size_t demand, Nanos now, Actions& out);
+  void expire(Nanos now, Actions& out);
 
-  // Bulk (receiver_bulk.cc).
+  // receiver_bulk.cc
   void pump(Nanos now, Actions& out);
-  bool next_bulk(Nanos now, Run& run, Lane& lane);
-  bool pick(uint32_t block, bool hot_only, Run& run) const;
+  bool next_bulk(Run& run, Lane& lane, Nanos now);
+  [[nodiscard]] bool pick(uint32_t block, uint64_t of, uint32_t most, Run& run) const;
   void note_near(Run run);
   void refill(Nanos now);
-  [[nodiscard]] bool bulk_left() const;
 
   const ReceiverOptions options_;
   HostNumber origin_;
-  PageMap present_, zero_, hot_, asked_;  // asked_: of the origin, which may have redirected
+  PageMap present_, zero_, hot_;
+  PageMap asked_;  // of the origin, which may have redirected: it counts us as having them
   uint32_t hot_left_ = 0;
-  std::vector<Transfer> transfers_;
-  std::vector<Demand> demands_;
+  std::vector<Transfer> transfers_;  // no order
+  std::vector<Demand> demands_;      // no order
   uint64_t last_id_ = 0;
-  std::vector<HostNumber> bad_;   // gave wrong bytes, or does not know the image
-  std::vector<HostNumber> down_;  // by host_down
-  Latency ask_latency_;           // of demand asks, for hedging
-  Latency bulk_latency_;
+  std::vector<Shunned> shunned_;
+  Latency ask_latency_{512};   // of demands' asks that brought pages: for hedging
+  Latency bulk_latency_{512};  // likewise of bulk: for deadlines
   Latency demand_latency_;
+  Nanos hedge_delay_, demand_timeout_, bulk_timeout_;  // by learn()
   Nanos origin_success_ = INT64_MIN;
-  Nanos origin_retry_ = 0;  // not before; 0: usable
-  Nanos origin_backoff_ = 0;
-  bool origin_probing_ = false;
+  Nanos origin_retry_ = INT64_MIN;  // do not ask it earlier
+  Nanos origin_backoff_ = 0;        // 0: it answers
   bool fill_ = false;
   uint64_t rate_ = 0;  // bytes per second, 0: no limit
   double tokens_ = 0;  // bytes
-  Nanos tokens_at_ = 0;
-  bool pump_due_ = false;
-  uint32_t hot_cursor_ = 0, fill_cursor_ = 0;  // blocks of 64 pages
+  Nanos tokens_at_ = INT64_MIN;
+  Nanos bulk_at_ = kNever;                     // pump() has something to do then
+  uint32_t hot_cursor_ = 0, fill_cursor_ = 0;  // blocks of 64 pages below are complete
   std::deque<Near> near_;
-  uint32_t bulk_runs_ = 0, bulk_pages_ = 0;  // in flight
   ReceiverCounters counters_;
 };
 
