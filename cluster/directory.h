@@ -55,6 +55,10 @@ class Directory {
     nlohmann::json value;
     uint64_t revision = 0;  // of its last change; grows with every change in the directory
   };
+  struct Damaged {
+    std::string key;
+    Error error;  // names the key too
+  };
 
   Directory() = default;
   Directory(const Directory&) = delete;
@@ -63,9 +67,9 @@ class Directory {
 
   virtual Result<std::optional<Entry>> get(const std::string& key) = 0;
   // All whose key begins with `prefix` (which may be empty), by key, as of one moment. A value that
-  // is not JSON fails the call, unless `damaged` is given: it then gets an error for each such key.
+  // is not JSON fails the call, unless `damaged` is given: it then gets each such key.
   virtual Result<std::vector<Entry>> list(const std::string& prefix,
-                                          std::vector<Error>* damaged = nullptr) = 0;
+                                          std::vector<Damaged>* damaged = nullptr) = 0;
   // False: a compare did not hold, nothing was changed. Code::not_found: a put's lease is gone.
   virtual Result<bool> commit(const Transaction& transaction) = 0;
 

@@ -45,7 +45,7 @@ Result<std::optional<Directory::Entry>> EtcdDirectory::get(const std::string& ke
 }
 
 Result<std::vector<Directory::Entry>> EtcdDirectory::list(const std::string& prefix,
-                                                          std::vector<Error>* damaged) {
+                                                          std::vector<Damaged>* damaged) {
   SNOW_TRY(check_prefix(prefix));
   const std::string end = end_of_prefix(prefix_ + prefix);
   std::vector<Entry> all;
@@ -79,7 +79,7 @@ Result<std::vector<Directory::Entry>> EtcdDirectory::list(const std::string& pre
       if (value) {
         all.push_back(Entry{entry.key.substr(prefix_.size()), std::move(*value), entry.revision});
       } else if (damaged != nullptr) {
-        damaged->push_back(value.error());
+        damaged->push_back({entry.key.substr(prefix_.size()), value.error()});
       } else {
         return tl::unexpected<Error>(value.error());
       }

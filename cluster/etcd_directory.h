@@ -17,7 +17,7 @@ class EtcdDirectory : public Directory {
 
   Result<std::optional<Entry>> get(const std::string& key) override;
   Result<std::vector<Entry>> list(const std::string& prefix,
-                                  std::vector<Error>* damaged = nullptr) override;
+                                  std::vector<Damaged>* damaged = nullptr) override;
   Result<bool> commit(const Transaction& transaction) override;
   // etcd may give more than was asked for (its least is 1.5 times its election timeout).
   Result<LeaseId> grant(unsigned seconds) override;

@@ -228,7 +228,7 @@ Result<std::optional<Directory::Entry>> SqliteDirectory::get(const std::string& 
 }
 
 Result<std::vector<Directory::Entry>> SqliteDirectory::list(const std::string& prefix,
-                                                            std::vector<Error>* damaged) {
+                                                            std::vector<Damaged>* damaged) {
   SNOW_TRY(check_prefix(prefix));
   std::vector<Entry> all;
   SNOW_TRY(in_transaction([&]() -> Result<void> {
@@ -244,7 +244,7 @@ Result<std::vector<Directory::Entry>> SqliteDirectory::list(const std::string& p
       if (value) {
         all.push_back(Entry{use.text(0), std::move(*value), use.number(2)});
       } else if (damaged != nullptr) {
-        damaged->push_back(value.error());
+        damaged->push_back({use.text(0), value.error()});
       } else {
         return tl::unexpected<Error>(value.error());
       }

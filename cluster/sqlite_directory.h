@@ -26,7 +26,7 @@ class SqliteDirectory : public Directory {
 
   Result<std::optional<Entry>> get(const std::string& key) override;
   Result<std::vector<Entry>> list(const std::string& prefix,
-                                  std::vector<Error>* damaged = nullptr) override;
+                                  std::vector<Damaged>* damaged = nullptr) override;
   Result<bool> commit(const Transaction& transaction) override;
   Result<LeaseId> grant(unsigned seconds) override;
   Result<void> keep_alive(LeaseId lease) override;
