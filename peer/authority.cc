@@ -117,13 +117,7 @@ bool is_host_id(std::string_view text) {
 
 Result<Sha256> authority_hash(const std::string& folder) {
   SNOW_ASSIGN(const Certificate ca, read_certificate(folder + "/ca.pem"));
-  Sha256 hash{};
-  unsigned length = 0;
-  if (X509_digest(ca.get(), EVP_sha256(), reinterpret_cast<unsigned char*>(hash.data()), &length) !=
-      1) {
-    return fail(Code::internal, "{}/ca.pem: cannot be hashed: {}", folder, openssl_error());
-  }
-  return hash;
+  return certificate_hash(ca.get());
 }
 
 Result<std::string> make_request(const std::string& folder, const std::string& host) {

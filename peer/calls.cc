@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "peer/bytes.h"
+#include "peer/json_text.h"
 
 namespace snow::peer {
 namespace {
@@ -14,7 +15,7 @@ constexpr int kIdleMs = 300'000;
 constexpr int kAnswerMs = 30'000;  // to send an answer to a caller that reads
 
 void put_json(Writer& out, const nlohmann::json& json) {
-  const std::string text = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const std::string text = to_text(json);
   out.number(text.size(), 4);
   out.text(text);
 }
@@ -24,8 +25,7 @@ Result<Message> get_message(Reader& in) {
   const auto text = length ? in.text(static_cast<size_t>(*length)) : std::nullopt;
   if (!text) return fail(Code::corrupt, "a call's message ends early");
   Message message;
-  message.json = nlohmann::json::parse(*text, nullptr, false);
-  if (message.json.is_discarded()) return fail(Code::corrupt, "a call's message is not JSON");
+  SNOW_ASSIGN(message.json, parse_json(*text));
   message.bytes.assign(in.rest().begin(), in.rest().end());
   return message;
 }

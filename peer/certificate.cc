@@ -187,6 +187,14 @@ Result<void> check_chain(X509* leaf, X509* ca, const std::string& name) {
   return fail(Code::denied, "{}: {}", name, X509_verify_cert_error_string(error));
 }
 
+Sha256 certificate_hash(const X509* certificate) {
+  Sha256 hash{};
+  unsigned length = 0;
+  // Fails only for want of memory, and then all zeros are nobody's hash.
+  X509_digest(certificate, EVP_sha256(), reinterpret_cast<unsigned char*>(hash.data()), &length);
+  return hash;
+}
+
 std::string sha256_hex(std::string_view bytes) {
   unsigned char hash[EVP_MAX_MD_SIZE];
   unsigned length = 0;

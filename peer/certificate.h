@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "peer/credentials.h"
 #include "peer/openssl.h"
 
 namespace snow::peer {
@@ -34,6 +35,7 @@ Result<Key> key_of_request(std::string_view pem);
 // Is `leaf` signed by `ca`, valid now, and fit for a TLS server? Code::denied otherwise.
 Result<void> check_chain(X509* leaf, X509* ca, const std::string& name);
 
+Sha256 certificate_hash(const X509* certificate);  // of the DER form
 std::string sha256_hex(std::string_view bytes);
 Result<std::string> public_key_hash(EVP_PKEY* key);  // hex SHA-256 of the DER form
 

@@ -31,12 +31,7 @@ int verify_by_hash(X509_STORE_CTX* context, void* argument) {
   STACK_OF(X509)* chain = X509_STORE_CTX_get0_untrusted(context);
   for (int i = 0; leaf != nullptr && i < sk_X509_num(chain); ++i) {
     X509* candidate = sk_X509_value(chain, i);
-    unsigned char hash[EVP_MAX_MD_SIZE];
-    unsigned length = 0;
-    if (X509_digest(candidate, EVP_sha256(), hash, &length) != 1 || length != wanted.size() ||
-        CRYPTO_memcmp(hash, wanted.data(), wanted.size()) != 0) {
-      continue;
-    }
+    if (certificate_hash(candidate) != wanted) continue;
     if (check_chain(leaf, candidate, "server")) {
       X509_STORE_CTX_set_error(context, X509_V_OK);
       return 1;
