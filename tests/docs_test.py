@@ -12,7 +12,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = ("base", "image", "lazyfs", "keeper", "qemu", "guest", "guestlink", "vm", "api", "cli",
-           "tests", "guest-images", "packaging", "demo", "bench")
+           "lab", "tests", "guest-images", "packaging", "demo", "bench")
 problems = []
 
 

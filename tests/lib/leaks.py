@@ -1,6 +1,9 @@
-"""What a test must not leave behind on the host: mounts, network namespaces, taps, tables of nftables,
-and entries of /run, /tmp, /var/lib and /dev/shm named snow*. Processes are supervise.py's part."""
+"""What a test must not leave behind on the host: mounts, namespaces, taps, tables of nftables, control
+groups, and entries of /run, /tmp, /var/lib and /dev/shm named snow*. Processes are supervise.py's part.
+
+What is inside of a namespace (the lab's interfaces, mounts, tables) is there as long as the namespace."""
 import glob
+import os
 import subprocess
 import time
 
@@ -8,6 +11,17 @@ import time
 def _lines(path):
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read().splitlines()
+
+
+NAMESPACES = ("net", "mnt", "pid")
+
+
+def namespaces_of(pid):
+    """The network, mount and process namespaces of a process; none if it is over, a zombie too."""
+    try:
+        return {f"namespace {os.readlink(f'/proc/{pid}/ns/{kind}')}" for kind in NAMESPACES}
+    except OSError:
+        return set()
 
 
 def snapshot():
@@ -26,6 +40,10 @@ def snapshot():
                       if "thundersnow" in line)
     except OSError:
         pass  # not installed: there are none
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        things.update(namespaces_of(pid))
+    for folder in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        things.update(f"control group {path}" for path in glob.glob(f"{folder}/thundersnow-*"))
     for folder in ("/run", "/tmp", "/var/lib", "/dev/shm"):
         for path in glob.glob(f"{folder}/snow*") + glob.glob(f"{folder}/.snow*"):
             things.add(f"file {path}")

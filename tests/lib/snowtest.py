@@ -20,6 +20,9 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+from lab.supervisor import remove_cgroup  # noqa: E402
+
 BUILD = pathlib.Path(os.environ.get("SNOW_BUILD_DIR", ROOT / "build/release"))
 IMAGES = ROOT / "build/images"
 SNOWD = BUILD / "api/snowd"
@@ -86,7 +89,7 @@ def processes_with(text):
     return found
 
 
-def _raise_exit(number, _frame):
+def raise_exit(number, _frame):
     raise SystemExit(128 + number)
 
 
@@ -104,7 +107,7 @@ class Daemon:
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, _raise_exit)
+            signal.signal(number, raise_exit)
         for program in (SNOWD, SNOW, KEEPER):
             expect(program.exists(), f"{program} is not built: ./dev build makes it")
         # Short paths: a unix socket's name has at most 107 bytes. RAM files belong on a tmpfs.
@@ -142,8 +145,8 @@ class Daemon:
         for key, value in {"keeper": str(KEEPER), **self.settings}.items():
             command += ["--set", f"{key}={value}"]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
+            self.process = self._popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                                       stderr=subprocess.STDOUT, start_new_session=True)
 
         def answers():
             code = self.process.poll()
@@ -154,16 +157,33 @@ class Daemon:
 
     def stop(self):
         """Ends snowd in order; its VMs go on."""
-        self.process.terminate()
+        self._signal(signal.SIGTERM)
         expect_equal(self.process.wait(START_S), 0, "exit code of snowd after SIGTERM")
 
     def kill9(self):
-        self.process.kill()
+        self._signal(signal.SIGKILL)
         self.process.wait(START_S)
 
     def restart(self):
         self.stop()
         self.start()
+
+    # What differs for a daemon on a host of the lab (snowlab.py).
+
+    def _popen(self, command, **options):
+        return subprocess.Popen(command, **options)
+
+    def _signal(self, number):
+        self.process.send_signal(number)
+
+    def _mounts(self):
+        """Mount points in the run folder."""
+        with open("/proc/self/mounts", encoding="utf-8") as file:
+            return [line.split()[1] for line in file if str(self.run_dir) in line]
+
+    def seen(self, path):
+        """A file of the daemon's host as this process can open it."""
+        return pathlib.Path(path)
 
     # ---- the command line
 
@@ -280,10 +300,9 @@ class Daemon:
             left.clear()
             left.extend(f"process {pid} {command[:200]}"
                         for pid, command in processes_with(mine).items())
-            with open("/proc/self/mounts", encoding="utf-8") as file:
-                left.extend(f"mount {line.split()[1]}" for line in file if mine in line)
+            left.extend(f"mount {point}" for point in self._mounts())
             # What docs name may stay in the run folder: nothing that is a socket, nor RAM.
-            for path in self.run_dir.rglob("*"):
+            for path in self.seen(self.run_dir).rglob("*"):
                 if path.is_socket() or (path.is_file() and path.stat().st_size > 1 << 20):
                     left.append(f"file {path}")
             return not left
@@ -313,9 +332,7 @@ class Daemon:
     def _remove_all(self):
         """For failures too: no process, mount or folder of ours stays."""
         self._kill_processes()
-        with open("/proc/self/mounts", encoding="utf-8") as file:
-            mounts = [line.split()[1] for line in file if str(self.run_dir) in line]
-        for mount in reversed(mounts):
+        for mount in reversed(self._mounts()):
             subprocess.run(["umount", "-l", mount], check=False)
         # vm/network_guard.cc names it so; there is one if a VM had a network.
         table = "thundersnow" + "".join(
@@ -323,6 +340,7 @@ class Daemon:
             for letter in str(self.run_dir))
         subprocess.run(["nft", "delete", "table", "inet", table], check=False,
                        stderr=subprocess.DEVNULL)
+        remove_cgroup(self.run_dir)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         shutil.rmtree(self.state_dir, ignore_errors=True)
         self.log_path.unlink(missing_ok=True)
