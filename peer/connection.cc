@@ -120,16 +120,18 @@ Result<void> Connection::welcome(const Credentials& us, const Deadline& deadline
 }
 
 void Connection::refuse(const Error& error) {
-  // Whole only if the handshake was: an error frame inside a failed TLS session goes nowhere.
-  if (tls_ && !tls_->established()) return;
   const Deadline deadline(kLingerMs);
-  std::vector<std::byte> rest(kReadAheadBytes);
   broken_ = true;
-  if (transmit(kError, encode_error(error), {}, deadline)) {
-    // Closing with bytes unread would reset the connection and take the reason with it.
-    ::shutdown(socket_.fd(), SHUT_WR);
-    while (socket_.read_some(rest, deadline)) {
-    }
+  // After a failed handshake TLS has sent its alert, and there is no session to say more in. A peer
+  // that is set to plain can read a plain frame.
+  if (tls_ && !tls_->peer_speaks_tls()) tls_.reset();
+  if (!tls_ || tls_->established()) {
+    if (!transmit(kError, encode_error(error), {}, deadline)) return;
+  }
+  // Closing with bytes unread would reset the connection and take the reason with it.
+  ::shutdown(socket_.fd(), SHUT_WR);
+  std::vector<std::byte> rest(kReadAheadBytes);
+  while (socket_.read_some(rest, deadline)) {
   }
 }
 

@@ -232,6 +232,7 @@ tl::unexpected<Error> Tls::explain(int ssl_error) {
                 text);
   }
   if (reason == SSL_R_WRONG_VERSION_NUMBER || reason == SSL_R_HTTP_REQUEST) {
+    peer_speaks_tls_ = false;
     return fail(Code::corrupt, "it does not speak TLS; is it set to plain, or another program?");
   }
   return fail(Code::corrupt, "TLS failed: {}", text);

@@ -36,6 +36,8 @@ class Tls {
   Result<void> write_all(std::span<const std::span<const std::byte>> parts,
                          const Deadline& deadline);
   [[nodiscard]] bool established() const;
+  // False once the peer's first bytes were found to be no TLS at all.
+  [[nodiscard]] bool peer_speaks_tls() const { return peer_speaks_tls_; }
   [[nodiscard]] bool idle() const;  // nothing decrypted or undecrypted is waiting
   void allow_duplex() { duplex_ = true; }
 
@@ -56,6 +58,7 @@ class Tls {
   Socket& socket_;
   ssl_st* ssl_ = nullptr;
   bool duplex_ = false;
+  bool peer_speaks_tls_ = true;
   mutable std::mutex mutex_;  // OpenSSL's object; taken only with duplex_, never across I/O
 
   // Ciphertext that came and OpenSSL has not read yet. The reader's.
