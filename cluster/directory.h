@@ -87,6 +87,8 @@ Result<void> check_lease_seconds(unsigned seconds);
 // The texts of the puts' values, in their order; Code::invalid beyond the limits above or where one
 // key is changed twice.
 Result<std::vector<std::string>> check_transaction(const Transaction& transaction);
+// A key that anybody may have made, fit for a message: bytes that are not ASCII text become '?'.
+std::string printable_key(std::string_view key);
 // A stored value. `key` is for the message of Code::corrupt: too big, too deep, not JSON.
 Result<nlohmann::json> parse_stored_value(std::string_view key, std::string_view text);
 // The first string behind all that begin with `prefix`; empty if there is none.

@@ -25,8 +25,14 @@ class TestEtcd {
  public:
   static constexpr const char* kProgram = "/usr/bin/etcd";  // Debian's package etcd-server
 
-  // Throws when it does not come up: the test fails, and says why.
-  TestEtcd() {
+  // PEM files in a folder: ca.pem, server.pem and server.key, client.pem and client.key.
+  struct Tls {
+    std::string folder;
+  };
+
+  // Throws when it does not come up: the test fails, and says why. `extra`: more arguments.
+  explicit TestEtcd(std::vector<std::string> extra = {}, Tls tls = {})
+      : extra_(std::move(extra)), tls_(std::move(tls)) {
     if (::access(kProgram, X_OK) != 0) {
       throw std::runtime_error("/usr/bin/etcd is missing: install etcd-server (packages.txt)");
     }
@@ -68,12 +74,18 @@ class TestEtcd {
   void signal(int number) const { ::kill(pid_, number); }
 
   [[nodiscard]] std::string endpoint() const {
-    return "http://127.0.0.1:" + std::to_string(client_port_);
+    return (tls_.folder.empty() ? "http" : "https") + std::string("://127.0.0.1:") +
+           std::to_string(client_port_);
   }
   [[nodiscard]] EtcdOptions options() const {
     EtcdOptions options;
     options.endpoints = {endpoint()};
     options.prefix = "/snow/test/";
+    if (!tls_.folder.empty()) {
+      options.ca_file = tls_.folder + "/ca.pem";
+      options.cert_file = tls_.folder + "/client.pem";
+      options.key_file = tls_.folder + "/client.key";
+    }
     return options;
   }
   [[nodiscard]] std::unique_ptr<EtcdDirectory> directory() const {
@@ -110,6 +122,13 @@ class TestEtcd {
                                      "--election-timeout=200",
                                      "--logger=zap",
                                      "--log-outputs=" + (folder_ / "log")};
+    if (!tls_.folder.empty()) {
+      argv.push_back("--cert-file=" + tls_.folder + "/server.pem");
+      argv.push_back("--key-file=" + tls_.folder + "/server.key");
+      argv.push_back("--trusted-ca-file=" + tls_.folder + "/ca.pem");
+      argv.emplace_back("--client-cert-auth");
+    }
+    argv.insert(argv.end(), extra_.begin(), extra_.end());
     std::vector<char*> pointers;
     for (auto& argument : argv) pointers.push_back(argument.data());
     pointers.push_back(nullptr);
@@ -117,6 +136,8 @@ class TestEtcd {
     ::_exit(127);
   }
 
+  const std::vector<std::string> extra_;
+  const Tls tls_;
   TestFolder folder_;
   uint16_t client_port_ = 0;
   uint16_t peer_port_ = 0;
