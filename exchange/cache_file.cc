@@ -41,12 +41,17 @@ struct CacheFile::Header {
 CacheFile::CacheFile(std::string path, const ImageId& id, uint64_t size_bytes)
     : path_(std::move(path)), id_(id), size_(size_bytes), pages_(pages_of(size_bytes)) {}
 
-CacheFile::~CacheFile() {
-  if (map_ != nullptr) ::munmap(map_, map_bytes_);
+CacheFile::~CacheFile() { close(); }
+
+void CacheFile::close() {
+  if (map_ == nullptr) return;
+  ::munmap(map_, map_bytes_);
+  map_ = nullptr;
   if (owned_) {
     ::unlink(path_.c_str());  // the data first: a map without data is emptied, data without a map
     ::unlink((path_ + ".map").c_str());  // is nobody's
   }
+  fd_.reset();
 }
 
 Result<std::unique_ptr<CacheFile>> CacheFile::open(const std::string& path, const ImageId& id,

@@ -33,13 +33,16 @@ class CacheFile {
   // Code::host_failed.
   static Result<std::unique_ptr<CacheFile>> open(const std::string& path, const ImageId& id,
                                                  uint64_t size_bytes);
-  // Removes both files unless keep() was called.
-  ~CacheFile();
+  ~CacheFile();  // close()
+  // Removes both files unless keep() was called. No other function may be called afterwards, except
+  // those that say nothing of pages.
+  void close();
 
   [[nodiscard]] uint32_t pages() const { return pages_; }
   [[nodiscard]] uint64_t size_bytes() const { return size_; }
   [[nodiscard]] const std::string& path() const { return path_; }
   void keep() { owned_ = false; }
+  [[nodiscard]] bool kept() const { return !owned_; }
 
   [[nodiscard]] bool has(uint32_t page) const { return present_.test(page); }
   [[nodiscard]] bool is_zero(uint32_t page) const { return zero_.test(page); }

@@ -34,7 +34,8 @@ struct MulticastSettings {
   std::string group_base = "239.83.0.0";  // an image's group: base + 16 bits of its id
   uint16_t port_base = 7400;              // its port: base + id modulo `ports`
   uint16_t ports = 64;
-  uint64_t bytes_per_second = 100'000'000;  // where the rate begins; it adapts
+  uint64_t bytes_per_second = 50'000'000;  // where the rate begins; it adapts
+  uint64_t most_bytes_per_second = 125'000'000;
   int ttl = 1;
 };
 
@@ -42,9 +43,8 @@ struct Options {
   std::string host;          // this host's id
   std::string key_file;      // PEM, the private key of its certificate; empty: no bursts are sent
   int fill_connections = 2;  // for each image that is filled
-  uint64_t fill_bytes_per_second = 0;  // for all images together; 0: no limit
+  uint64_t fill_bytes_per_second = 0;  // the most for each image; 0: no limit
   int request_timeout_ms = 2000;       // a host that has not answered by then is asked elsewhere
-  int retry_ms = 250;                  // between tries when no source answers
   MulticastSettings multicast;
 };
 
@@ -56,6 +56,8 @@ struct Offer {
   std::function<std::vector<Range>()> data_ranges;
   bool multicast = true;  // where the options allow it
 };
+
+class Engine;
 
 class Exchange {
  public:
@@ -86,6 +88,12 @@ class Exchange {
   // could. Only pages that their origin is known to have still.
   uint64_t evict(uint64_t bytes);
 
+  // What is known of other hosts, all optional: down, and asks of it go elsewhere at once; up, and
+  // what waited for it goes on at once; gone for good (removed from the cluster).
+  void host_down(const std::string& host);
+  void host_up(const std::string& host);
+  void forget_host(const std::string& host);
+
   // Reads that wait return Code::unavailable, threads end. Idempotent.
   void stop();
 
@@ -94,8 +102,7 @@ class Exchange {
   [[nodiscard]] nlohmann::json statistics() const;
 
  private:
-  class Engine;
-  const std::shared_ptr<Engine> engine_;
+  const std::unique_ptr<Engine> engine_;
 };
 
 }  // namespace snow::exchange

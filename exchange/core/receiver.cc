@@ -49,6 +49,18 @@ void Receiver::set_hot(Run run) {
   bulk_at_ = INT64_MIN;
 }
 
+void Receiver::drop(Run run) {
+  run = overlap(run, {0, present_.size()});
+  for (uint32_t page = run.first; page < run.end(); ++page) {
+    if (zero_.test(page) || present_.reset({page, 1}) == 0) continue;
+    asked_.reset({page, 1});
+    if (hot_.test(page)) ++hot_left_;
+  }
+  fill_cursor_ = 0;
+  hot_cursor_ = 0;
+  if (fill_ || hot_left_ > 0) bulk_at_ = INT64_MIN;
+}
+
 void Receiver::set_fill(bool on, uint64_t bytes_per_s) {
   fill_ = on;
   rate_ = bytes_per_s;

@@ -137,6 +137,9 @@ class Receiver {
   // Ahead of demand, in lane `hot`, by the next tick(). The run may have any length, here and in
   // zeros(), set_present() and unasked().
   void set_hot(Run run);
+  // No longer here (evicted, or the disk did not take it): asked for again when it is wanted. Pages
+  // that are zeros stay. Quiet.
+  void drop(Run run);
   // Fetches everything else too (or stops to), by the next tick(). `bytes_per_s` 0: no limit.
   void set_fill(bool on, uint64_t bytes_per_s);
   void set_origin(HostNumber origin, Nanos now, Actions& out);

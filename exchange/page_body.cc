@@ -1,0 +1,104 @@
+#include "exchange/page_body.h"
+
+#include <lz4.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+namespace snow::exchange {
+namespace {
+
+constexpr uint32_t kMaxBackoff = 64;
+constexpr size_t kLeastToPack = 4 * kPageBytes;  // fewer pages go faster as they are
+
+constexpr std::array<std::byte, kPageBytes> kZeroPage{};
+
+int compress(wire::Bytes raw, std::span<std::byte> into) {
+  return LZ4_compress_default(reinterpret_cast<const char*>(raw.data()),
+                              reinterpret_cast<char*>(into.data()), static_cast<int>(raw.size()),
+                              static_cast<int>(into.size()));
+}
+
+}  // namespace
+
+bool is_zero_page(const std::byte* page) {
+  return std::memcmp(page, kZeroPage.data(), kPageBytes) == 0;
+}
+
+uint64_t squeeze_zeros(std::span<std::byte> pages) {
+  uint64_t zeros = 0;
+  std::byte* to = pages.data();
+  for (size_t i = 0; i < pages.size() / kPageBytes; ++i) {
+    std::byte* const from = pages.data() + i * kPageBytes;
+    if (is_zero_page(from)) {
+      zeros |= uint64_t{1} << i;
+      continue;
+    }
+    if (to != from) std::memcpy(to, from, kPageBytes);
+    to += kPageBytes;
+  }
+  return zeros;
+}
+
+wire::PageHash page_hash(const std::byte* page) {
+  struct Free {
+    void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
+  };
+  thread_local const std::unique_ptr<EVP_MD_CTX, Free> context(EVP_MD_CTX_new());
+  static EVP_MD* const sha256 = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  std::array<unsigned char, 32> digest{};
+  unsigned size = 0;
+  if (EVP_DigestInit_ex2(context.get(), sha256, nullptr) != 1 ||
+      EVP_DigestUpdate(context.get(), page, kPageBytes) != 1 ||
+      EVP_DigestFinal_ex(context.get(), digest.data(), &size) != 1) {
+    std::abort();  // without SHA-256 nothing can be trusted
+  }
+  wire::PageHash hash;
+  std::memcpy(hash.data(), digest.data(), hash.size());
+  return hash;
+}
+
+const wire::PageHash& zero_page_hash() {
+  static const wire::PageHash hash = page_hash(kZeroPage.data());
+  return hash;
+}
+
+wire::Bytes Packer::pack(wire::Bytes raw, wire::Buffer& scratch) {
+  if (raw.size() < kLeastToPack) return raw;
+  if (skip_ > 0) {
+    --skip_;
+    return raw;
+  }
+  // A page from the middle: the first of a run is often a header of something.
+  const wire::Bytes sample = raw.subspan(raw.size() / kPageBytes / 2 * kPageBytes, kPageBytes);
+  if (scratch.size() < raw.size()) scratch.resize(raw.size());
+  const size_t enough = raw.size() / 4 * 3;
+  int size = compress(sample, std::span(scratch).first(kPageBytes / 4 * 3));
+  if (size > 0) size = compress(raw, std::span(scratch).first(enough));
+  if (size <= 0) {
+    backoff_ = std::min(backoff_ * 2 + 1, kMaxBackoff);
+    skip_ = backoff_;
+    return raw;
+  }
+  backoff_ = 0;
+  return wire::Bytes(scratch).first(static_cast<size_t>(size));
+}
+
+Result<wire::Bytes> unpack(const wire::Pages& pages, wire::Buffer& scratch) {
+  if (!pages.lz4) return pages.body;
+  const size_t raw = size_t{wire::pages_in_body(pages)} * kPageBytes;
+  if (scratch.size() < raw) scratch.resize(raw);
+  const int size = LZ4_decompress_safe(reinterpret_cast<const char*>(pages.body.data()),
+                                       reinterpret_cast<char*>(scratch.data()),
+                                       static_cast<int>(pages.body.size()), static_cast<int>(raw));
+  if (size < 0 || static_cast<size_t>(size) != raw) {
+    return fail(Code::corrupt, "PAGES: the body cannot be unpacked");
+  }
+  return wire::Bytes(scratch).first(raw);
+}
+
+}  // namespace snow::exchange
