@@ -10,6 +10,8 @@ namespace snow::peer {
 namespace {
 
 constexpr std::string_view kService = "calls";
+// Parsed, JSON takes many times its length; what is long goes as attachment.
+constexpr size_t kMaxJsonBytes = size_t{8} << 20;
 // An idle caller is let go after that; its pool has dropped the connection long before.
 constexpr int kIdleMs = 300'000;
 constexpr int kAnswerMs = 30'000;  // to send an answer to a caller that reads
@@ -24,6 +26,10 @@ Result<Message> get_message(Reader& in) {
   const auto length = in.number(4);
   const auto text = length ? in.text(static_cast<size_t>(*length)) : std::nullopt;
   if (!text) return fail(Code::corrupt, "a call's message ends early");
+  if (text->size() > kMaxJsonBytes) {
+    return fail(Code::invalid, "a call's JSON of {} bytes, where {} are the limit", text->size(),
+                kMaxJsonBytes);
+  }
   Message message;
   SNOW_ASSIGN(message.json, parse_json(*text));
   message.bytes.assign(in.rest().begin(), in.rest().end());

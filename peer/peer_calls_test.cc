@@ -76,6 +76,14 @@ TEST_F(CallsTest, TextThatIsNotUtf8Arrives) {
   EXPECT_TRUE(call("double", {json, {}}));
 }
 
+TEST_F(CallsTest, JsonThatIsTooDeepOrTooLong) {
+  nlohmann::json deep = 1;
+  for (int i = 0; i < 100; ++i) deep = nlohmann::json::array({deep});
+  EXPECT_EQ(call("who", {deep, {}}).error().code, Code::corrupt);
+  EXPECT_EQ(call("who", {std::string(9'000'000, 'x'), {}}).error().code, Code::invalid);
+  EXPECT_TRUE(call("who", {std::string(10'000, '['), {}}));
+}
+
 TEST_F(CallsTest, AnAnswerThatIsTooLongIsAnErrorAndTheNextCallWorks) {
   EXPECT_EQ(call("huge").error().code, Code::invalid);
   EXPECT_TRUE(call("who"));

@@ -11,8 +11,8 @@ import sys
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCES = ("base", "image", "lazyfs", "keeper", "qemu", "guest", "guestlink", "vm", "api", "cli",
-           "lab", "tests", "guest-images", "packaging", "demo", "bench")
+SOURCES = ("base", "image", "peer", "lazyfs", "keeper", "qemu", "guest", "guestlink", "vm", "api",
+           "cli", "lab", "tests", "guest-images", "packaging", "demo", "bench")
 problems = []
 
 
