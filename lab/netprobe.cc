@@ -1,16 +1,20 @@
 // netprobe: what a link gives to a program that does nothing but TCP. The measure for everything
 // that the lab's benches compare with it, and for the lab's own test.
 //
-//   netprobe serve ADDRESS PORT                     answers the two below until it is killed
+//   netprobe serve ADDRESS PORT [FILE]              answers the two below until it is killed, with
+//   the
+//                                                   content of FILE if there is one
 //   netprobe rtt ADDRESS PORT COUNT [REPLY_BYTES]   COUNT requests of 32 bytes, one after the
 //   other, each
 //                                                   answered with REPLY_BYTES (4096)
-//   netprobe stream ADDRESS PORT BYTES              receives BYTES as fast as they come
+//   netprobe stream ADDRESS PORT BYTES [FILE]       receives BYTES as fast as they come, into FILE
 //
 // Prints one line of JSON. A request is 32 bytes: how many bytes to send, the rest is padding. One
 // thread for each connection. Exit code 0, or 1 with a message.
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -85,13 +89,26 @@ Request request_for(uint64_t bytes) {
   return request;
 }
 
-void answer(int fd) {
+bool send_file(int fd, int file, uint64_t size) {
+  off_t offset = 0;
+  while (size > 0) {
+    const ssize_t sent = ::sendfile(fd, file, &offset, std::min<uint64_t>(size, kChunkBytes));
+    if (sent <= 0) return false;
+    size -= static_cast<uint64_t>(sent);
+  }
+  return true;
+}
+
+// file: -1 for no file.
+void answer(int fd, int file) {
   no_delay(fd);
   const std::vector<char> data(kChunkBytes, 'x');
   Request request{};
   while (receive_all(fd, request.data(), request.size())) {
     uint64_t left = 0;
     std::memcpy(&left, request.data(), sizeof left);
+    if (file >= 0 && send_file(fd, file, left)) continue;
+    if (file >= 0) break;
     while (left > 0) {
       const size_t now = std::min<uint64_t>(left, data.size());
       if (!send_all(fd, data.data(), now)) break;
@@ -102,7 +119,15 @@ void answer(int fd) {
   ::close(fd);
 }
 
-int serve(const sockaddr_in& address) {
+int open_file(const char* path, int flags) {
+  if (path == nullptr) return -1;
+  const int file = ::open(path, flags | O_CLOEXEC, 0644);
+  if (file < 0) fail(path);
+  return file;
+}
+
+int serve(const sockaddr_in& address, const char* path) {
+  const int file = open_file(path, O_RDONLY);
   const int listener = make_socket();
   const int on = 1;
   ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -115,7 +140,7 @@ int serve(const sockaddr_in& address) {
   while (true) {
     const int fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
     if (fd < 0) fail("accept");
-    std::thread(answer, fd).detach();
+    std::thread(answer, fd, file).detach();
   }
 }
 
@@ -154,7 +179,8 @@ int measure_rtt(const sockaddr_in& address, size_t count, size_t reply_bytes) {
   return 0;
 }
 
-int measure_stream(const sockaddr_in& address, uint64_t bytes) {
+int measure_stream(const sockaddr_in& address, uint64_t bytes, const char* path) {
+  const int file = open_file(path, O_WRONLY | O_CREAT | O_TRUNC);
   const int fd = connect_to(address);
   const Request request = request_for(bytes);
   std::vector<char> chunk(kChunkBytes);
@@ -164,6 +190,7 @@ int measure_stream(const sockaddr_in& address, uint64_t bytes) {
   while (left > 0) {
     const ssize_t got = ::recv(fd, chunk.data(), std::min<uint64_t>(left, chunk.size()), 0);
     if (got <= 0) fail("the connection ended");
+    if (file >= 0 && ::write(file, chunk.data(), static_cast<size_t>(got)) != got) fail(path);
     left -= static_cast<uint64_t>(got);
   }
   const double seconds = seconds_since(start);
@@ -182,13 +209,14 @@ int main(int argc, char** argv) {
   const auto number = [&](int at, uint64_t otherwise) {
     return at < argc ? std::strtoull(argv[at], nullptr, 10) : otherwise;
   };
-  if (mode == "serve") return serve(address_of(argv[2], argv[3]));
+  if (mode == "serve") return serve(address_of(argv[2], argv[3]), argc > 4 ? argv[4] : nullptr);
   if (mode == "rtt" && number(4, 0) > 0) {
     return measure_rtt(address_of(argv[2], argv[3]), number(4, 0), number(5, 4096));
   }
   if (mode == "stream" && number(4, 0) > 0) {
-    return measure_stream(address_of(argv[2], argv[3]), number(4, 0));
+    return measure_stream(address_of(argv[2], argv[3]), number(4, 0), argc > 5 ? argv[5] : nullptr);
   }
-  std::fputs("usage: netprobe serve|rtt|stream ADDRESS PORT [COUNT|BYTES] [REPLY_BYTES]\n", stderr);
+  std::fputs("usage: netprobe serve|rtt|stream ADDRESS PORT [COUNT|BYTES] [REPLY_BYTES|FILE]\n",
+             stderr);
   return 2;
 }

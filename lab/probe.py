@@ -25,7 +25,7 @@ _RECEIVE = """
 import json, select, socket, sys
 me, group, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+s.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE: what gets lost, the network has lost
 s.bind((group or me, port))
 if group:
     s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP,
@@ -48,15 +48,17 @@ print(json.dumps({"received": len(got), "distinct": len(set(got)), "late": late}
 class Server:
     """netprobe serving on a host; ends with the block."""
 
-    def __init__(self, build_dir, host, port=PORT):
+    def __init__(self, build_dir, host, port=PORT, file=None):
+        """file: what stream() sends."""
         self.program = build_dir / "lab/netprobe"
-        self.host, self.port = host, port
+        self.host, self.port, self.file = host, port, file
         self.process = None
 
     def __enter__(self):
         if not self.program.exists():
             raise LabFailure(f"{self.program} is not built: ./dev build makes it")
-        self.process = self.host.popen([self.program, "serve", self.host.address, self.port],
+        self.process = self.host.popen([self.program, "serve", self.host.address, self.port,
+                                        *([self.file] if self.file else [])],
                                        stdout=subprocess.PIPE, text=True)
         if "serving" not in self.process.stdout.readline():
             raise LabFailure(f"netprobe does not serve on {self.host.name}")
@@ -73,9 +75,9 @@ class Server:
         """Request and reply between host and server: min_us, p50_us, p99_us, max_us."""
         return self._measure(host, "rtt", count, reply_bytes)
 
-    def stream(self, host, size_bytes):
-        """A stream from the server to the host: seconds, mbit_s."""
-        return self._measure(host, "stream", size_bytes)
+    def stream(self, host, size_bytes, file=None):
+        """A stream from the server to the host, there into a file: seconds, mbit_s."""
+        return self._measure(host, "stream", size_bytes, *([file] if file else []))
 
 
 def datagrams(sender, receivers, group="", count=1000, gap_s=0.0005, port=PORT):

@@ -60,6 +60,10 @@ class HostDaemon(Daemon):
     def seen(self, path):
         return self.host.path(path)
 
+    def _own_vms(self):
+        """In a cluster every daemon lists the VMs of all."""
+        return [vm for vm in self.vms("--all") if vm.get("host") in (None, self.host.name)]
+
     def _popen(self, command, **options):
         return self.host.popen(command, **options)
 

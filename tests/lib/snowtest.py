@@ -181,6 +181,9 @@ class Daemon:
         with open("/proc/self/mounts", encoding="utf-8") as file:
             return [line.split()[1] for line in file if str(self.run_dir) in line]
 
+    def _own_vms(self):
+        return self.vms("--all")
+
     def seen(self, path):
         """A file of the daemon's host as this process can open it."""
         return pathlib.Path(path)
@@ -290,7 +293,7 @@ class Daemon:
         """Removes all VMs, ends the daemon; what is left then, as lines."""
         if self.process.poll() is not None:
             self.start()
-        for vm in self.vms("--all"):
+        for vm in self._own_vms():
             self.snow("rm", "--force", vm["id"])
         self.stop()
         mine = str(self.run_dir)
