@@ -103,10 +103,16 @@ class Link : public GuestLink {
   Result<Fields> prepare(int timeout_ms) override { return session()->prepare(timeout_ms); }
 
   Result<ReadyReport> resume(const Identity& identity, int timeout_ms) override {
+    const auto current = session();
+    if (!current->resume_begun()) SNOW_TRY(begin_resume(identity));
+    return current->finish_resume(timeout_ms);
+  }
+  Result<void> begin_resume(const Identity& identity) override {
     if (identity.changed) SNOW_TRY(check_parameters(identity.parameters, identity.environment));
     const Fields fields = resume_fields(identity);
     SNOW_TRY(check_size(fields, "the guest's identity"));
-    return session()->resume(channel::encode_fields(fields), timeout_ms);
+    session()->begin_resume(channel::encode_fields(fields));
+    return {};
   }
 
   void take_over(GuestLink& old) override {

@@ -127,6 +127,9 @@ class GuestLink {
   // Code::invalid: the identity is too large to be sent (see check_parameters); Code::no_agent: no
   // answer in time.
   virtual Result<ReadyReport> resume(const Identity& identity, int timeout_ms) = 0;
+  // Sends what resume() sends, and does not wait: the next resume() sends nothing and waits for
+  // this one's answer.
+  virtual Result<void> begin_resume(const Identity& identity) = 0;
 
   // After a thaw the guest's state goes on in a new process with a new socket: moves the open
   // streams and calls of `old` (same machine: clone 0) to this link. `old` is dead afterwards.

@@ -114,6 +114,19 @@ TEST_F(FreezeTest, AnAgentThatIsSilentOrLate) {
   EXPECT_TRUE(ready->fields.empty());
 }
 
+TEST_F(FreezeTest, AResumeThatWasBegunIsOnlyWaitedFor) {
+  prepare();
+  Identity identity;
+  identity.changed = false;
+  ASSERT_TRUE(link_->begin_resume(identity));
+  answer_resume(peer_);
+  ASSERT_TRUE(link_->resume(identity, kLongMs));
+  EXPECT_EQ(static_cast<int>(peer_.next(100, true).type), 0) << "nothing was sent twice";
+  std::thread agent([&] { answer_resume(peer_); });
+  EXPECT_TRUE(link_->resume(identity, kLongMs)) << "the next one is one of its own";
+  agent.join();
+}
+
 TEST_F(FreezeTest, AQemuThatDiesDuringAFreeze) {
   std::thread agent([&] {
     peer_.expect(Type::prepare);

@@ -61,7 +61,8 @@ void LinkSession::take_wire(LinkSession& from) {
   closed_ = std::exchange(from.closed_, true);
   from.end_all({Code::wrong_state, "the VM went on in another process"});
   fresh_wire_ = true;
-  out_sent_ = 0;  // what was sent of a frame is lost with the old wire
+  out_sent_ = 0;          // what was sent of a frame is lost with the old wire,
+  resume_begun_ = false;  // and so is an answer
   if (wire_) {
     wire_->belong_to(shared_from_this());
     flush();
@@ -109,11 +110,22 @@ Result<Fields> LinkSession::prepare(int timeout_ms) {
   return *std::exchange(prepared_, std::nullopt);
 }
 
-Result<ReadyReport> LinkSession::resume(const std::string& payload, int timeout_ms) {
-  Lock lock(mutex_);
+void LinkSession::begin_resume(const std::string& payload) {
+  const Lock lock(mutex_);
   ready_.reset();
   ++resumes_;
+  resume_begun_ = true;
   release(channel::encode_frame({Type::resume, 0, payload}));
+}
+
+bool LinkSession::resume_begun() {
+  const Lock lock(mutex_);
+  return resume_begun_;
+}
+
+Result<ReadyReport> LinkSession::finish_resume(int timeout_ms) {
+  Lock lock(mutex_);
+  resume_begun_ = false;
   const bool answered = wait(lock, timeout_ms, [&] { return ready_ || closed_; });
   if (!answered || !ready_) {
     return tl::unexpected(no_agent(fmt::format(

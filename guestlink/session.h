@@ -86,7 +86,9 @@ class LinkSession : public std::enable_shared_from_this<LinkSession> {
   bool has_agent();
   Result<void> wait_for_agent(int timeout_ms);
   Result<channel::Fields> prepare(int timeout_ms);
-  Result<ReadyReport> resume(const std::string& payload, int timeout_ms);
+  void begin_resume(const std::string& payload);
+  bool resume_begun();
+  Result<ReadyReport> finish_resume(int timeout_ms);
   Result<std::shared_ptr<StreamState>> open(const channel::Fields& fields, std::string what);
   uint64_t dropped();
 
@@ -177,6 +179,7 @@ class LinkSession : public std::enable_shared_from_this<LinkSession> {
   bool thaw_;              // since the start, and the guest has said nothing yet
   unsigned prepares_ = 0;  // sent and not answered
   unsigned resumes_ = 0;
+  bool resume_begun_ = false;  // and nobody has waited for the answer yet
   std::optional<channel::Fields> prepared_;
   std::optional<channel::Fields> ready_;
 

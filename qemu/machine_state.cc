@@ -81,14 +81,17 @@ Result<std::vector<std::byte>> save_machine_state(Qmp& qmp, const std::string& h
   return take_jail_file(host_path, kMaxStateBytes);
 }
 
-Result<void> load_machine_state(Qmp& qmp, const std::string& incoming_host_path,
-                                const std::vector<std::byte>& state, int timeout_ms,
-                                const std::string& incoming_qemu_path) {
+Result<Fd> open_incoming(Qmp& qmp, const std::string& incoming_host_path,
+                         const std::string& incoming_qemu_path) {
+  SNOW_TRY(qmp.execute("migrate-incoming", {{"uri", "unix:" + incoming_qemu_path}}));
+  return connect_jail_socket(incoming_host_path);
+}
+
+Result<void> load_machine_state(Qmp& qmp, Fd incoming, const std::vector<std::byte>& state,
+                                int timeout_ms) {
   const int64_t deadline_ns = monotonic_ns() + int64_t{timeout_ms} * 1'000'000;
   const auto watch = qmp.watch("MIGRATION");
-  SNOW_TRY(qmp.execute("migrate-incoming", {{"uri", "unix:" + incoming_qemu_path}}, timeout_ms));
-  SNOW_ASSIGN(const Fd fd, connect_jail_socket(incoming_host_path));
-  SNOW_TRY(send_state(fd.get(), state, deadline_ns));
+  SNOW_TRY(send_state(incoming.get(), state, deadline_ns));
   return wait_until_loaded(qmp, *watch, deadline_ns);
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/fd.h"
 #include "base/result.h"
 #include "qemu/machine.h"
 #include "qemu/qmp.h"
@@ -24,12 +25,17 @@ inline constexpr size_t kMaxStateBytes = size_t{64} << 20;
 Result<std::vector<std::byte>> save_machine_state(Qmp& qmp, const std::string& host_path,
                                                   const std::string& qemu_path = JailPaths::kState);
 
-// Into a QEMU that was started with -S -incoming defer; `incoming_host_path` is where
-// `incoming_qemu_path` lies on the host. Returns when the state is loaded and QEMU is ready for
-// `cont`. On Code::guest_failed (QEMU refused the state: it has ended or will) and on
-// Code::timed_out the QEMU is of no use any more.
-Result<void> load_machine_state(Qmp& qmp, const std::string& incoming_host_path,
-                                const std::vector<std::byte>& state, int timeout_ms = 30'000,
-                                const std::string& incoming_qemu_path = JailPaths::kIncoming);
+// Opens the door of a QEMU that was started with -S -incoming defer: the socket that takes its
+// state. `incoming_host_path` is where `incoming_qemu_path` lies on the host. Done before a pause:
+// QEMU reads a command byte by byte, half a millisecond for this one. When the socket is closed
+// without a state, QEMU ends.
+Result<Fd> open_incoming(Qmp& qmp, const std::string& incoming_host_path,
+                         const std::string& incoming_qemu_path = JailPaths::kIncoming);
+
+// Into that socket. Returns when the state is loaded and QEMU is ready for `cont`. On
+// Code::guest_failed (QEMU refused the state: it has ended or will) and on Code::timed_out the QEMU
+// is of no use any more.
+Result<void> load_machine_state(Qmp& qmp, Fd incoming, const std::vector<std::byte>& state,
+                                int timeout_ms = 30'000);
 
 }  // namespace snow

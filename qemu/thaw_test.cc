@@ -149,9 +149,11 @@ TEST_P(Thaw, GenerationsGoOnWithoutAStalePage) {
     furnish(folder, frozen);
     TestQemu qemu(folder, config_, Launch::Kind::thaw);
     ASSERT_TRUE(qemu.connected()) << qemu.log();
+    auto incoming =
+        open_incoming(qemu.qmp(), folder(JailPaths::kIncoming), folder(JailPaths::kIncoming));
+    ASSERT_TRUE(incoming) << incoming.error().message << "\n" << qemu.log();
     int64_t last_ns = monotonic_ns();
-    const auto loaded = load_machine_state(qemu.qmp(), folder(JailPaths::kIncoming), state, 60'000,
-                                           folder(JailPaths::kIncoming));
+    const auto loaded = load_machine_state(qemu.qmp(), *std::move(incoming), state, 60'000);
     ASSERT_TRUE(loaded) << loaded.error().message << "\n" << qemu.log();
     const double load_ms = lap_ms(last_ns);
     EXPECT_EQ(counters(qemu.pid(), folder), before);  // not a step lost, not one too many
@@ -207,8 +209,10 @@ TEST_P(Thaw, BrokenStateIsRefused) {
   TestQemu qemu(folder, config_, Launch::Kind::thaw);
   ASSERT_TRUE(qemu.connected()) << qemu.log();
   const std::vector<std::byte> garbage(5000, std::byte{0x51});
-  const auto loaded = load_machine_state(qemu.qmp(), folder(JailPaths::kIncoming), garbage, 60'000,
-                                         folder(JailPaths::kIncoming));
+  auto incoming =
+      open_incoming(qemu.qmp(), folder(JailPaths::kIncoming), folder(JailPaths::kIncoming));
+  ASSERT_TRUE(incoming) << incoming.error().message;
+  const auto loaded = load_machine_state(qemu.qmp(), *std::move(incoming), garbage, 60'000);
   ASSERT_FALSE(loaded);
   EXPECT_EQ(loaded.error().code, Code::guest_failed) << loaded.error().message;
 }

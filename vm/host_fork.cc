@@ -226,12 +226,17 @@ Result<std::shared_ptr<Frozen>> HostImpl::freeze_and_move(const VmPtr& vm, Reser
     shell = vm->process;
   }
   if (old->link() != nullptr) shell->link()->take_over(*old->link());
+  Identity identity;
   {
     const std::lock_guard lock(mutex_);
+    identity = identity_of(*vm, ParentOf{plan.ticket, plan.count, plan.call});
     vm->process = shell;
     vm->over = frozen;
     frozen_[frozen->id()] = frozen;
   }
+  // Before all else: its processes wait for this. announce() waits for the answer, and tells it if
+  // this one fails.
+  if (had_agent) (void)shell->link()->begin_resume(identity);
   save(*vm);
   fault("moved");
   return frozen;

@@ -48,7 +48,7 @@ void HostImpl::guest_hello(const VmPtr& vm) {
     if (!vm->process || vm->process->link() == nullptr || vm->agent) return;
     if (vm->state != VmState::running) return;
   }
-  Identity identity = identity_of(*vm);
+  Identity identity = identity_of(*vm, {});
   identity.call = 0;  // whoever asked for a fork is gone, or has its answer
   Result<ReadyReport> ready =
       vm->process->link()->resume(identity, static_cast<int>(context_.settings.agent_ready_ms));

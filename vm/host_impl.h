@@ -170,7 +170,7 @@ class HostImpl : public Host {
   };
   Result<void> announce(const VmPtr& vm, bool had_agent,
                         const std::optional<ParentOf>& as_parent = {});
-  Identity identity_of(const Vm& vm) const;
+  Identity identity_of(const Vm& vm, const std::optional<ParentOf>& as_parent) const;
   // Thaws clones of `frozen` into shells[1..] (may be shorter), announces them, and gives those
   // that came up. Each failure is logged and ends its clone as "lost". Without `wait` a clone has
   // come up when its QEMU runs, and is announced on the workers' time.

@@ -115,7 +115,7 @@ Result<std::shared_ptr<QemuProcess>> HostImpl::start_shell(const MachineConfig& 
   return shell;
 }
 
-Identity HostImpl::identity_of(const Vm& vm) const {
+Identity HostImpl::identity_of(const Vm& vm, const std::optional<ParentOf>& as_parent) const {
   Identity identity;
   identity.id = vm.id;
   identity.name = vm.name;
@@ -132,6 +132,15 @@ Identity HostImpl::identity_of(const Vm& vm) const {
   identity.environment = vm.environment;
   if (vm.index > 0 || vm.generation == 0) identity.hostname = hostname_of(vm.name);
   identity.new_machine_id = vm.index > 0;
+  if (as_parent) {
+    identity.ticket = as_parent->ticket;
+    identity.count = as_parent->count;
+    identity.call = as_parent->call;
+    identity.index = 0;
+    identity.hostname.clear();
+    identity.mac.clear();
+    identity.new_machine_id = false;
+  }
   return identity;
 }
 
@@ -183,16 +192,7 @@ Result<void> HostImpl::announce(const VmPtr& vm, bool had_agent,
   {
     const std::lock_guard lock(mutex_);
     process = vm->process;
-    identity = identity_of(*vm);
-  }
-  if (as_parent) {
-    identity.ticket = as_parent->ticket;
-    identity.count = as_parent->count;
-    identity.call = as_parent->call;
-    identity.index = 0;
-    identity.hostname.clear();
-    identity.mac.clear();
-    identity.new_machine_id = false;
+    identity = identity_of(*vm, as_parent);
   }
   if (!process) return fail(Code::guest_failed, "VM '{}': has ended meanwhile", vm->name);
   if (!had_agent) {

@@ -56,6 +56,10 @@ Result<std::shared_ptr<QemuProcess>> QemuProcess::start(Context& context,
   process->has_slot_ = true;
   SNOW_TRY(process->make_files(launch));
   SNOW_TRY(process->spawn(launch));
+  if (launch.kind == Launch::Kind::thaw) {
+    SNOW_ASSIGN(process->incoming_,
+                open_incoming(process->qmp(), process->run_path("incoming.sock")));
+  }
   return process;
 }
 
@@ -186,7 +190,7 @@ Result<std::vector<std::byte>> QemuProcess::save_state() {
 }
 
 Result<void> QemuProcess::load_state(const std::vector<std::byte>& state) {
-  return load_machine_state(*qmp_, run_path("incoming.sock"), state);
+  return load_machine_state(*qmp_, std::move(incoming_), state);
 }
 
 Result<void> QemuProcess::connect_link(GuestLink::Callbacks callbacks, GuestLink::Start start) {

@@ -67,6 +67,7 @@ class QemuProcess {
   Result<void> stop();   // QMP stop: the guest stands still, disks are flushed
   Result<void> go_on();  // QMP cont
   Result<std::vector<std::byte>> save_state();
+  // Once, into a QEMU that start() made to wait for it.
   Result<void> load_state(const std::vector<std::byte>& state);
 
   // Connects the guest channel; link() is null before. Not thread-safe against link().
@@ -98,6 +99,7 @@ class QemuProcess {
   pid_t pid_ = 0;
   Fd pidfd_;
   std::unique_ptr<Qmp> qmp_;
+  Fd incoming_;  // takes the state that a waiting QEMU is to load
   std::unique_ptr<GuestLink> link_;
   std::atomic<bool> ended_ = false;
   std::atomic<bool> ram_given_ = false;

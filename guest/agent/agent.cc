@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <utility>
 
 namespace snow::guest {
 
@@ -39,30 +40,49 @@ int Agent::run() {
   say_hello();
   std::vector<Message> messages;
   while (!stop_) {
-    Poller poller;
-    poller.add(port_.poll_fd(), POLLIN, [&](short) { stop_ = !port_.service(messages) || stop_; });
-    if (frozen_) {
-      const int64_t left_us = frozen_at_us_ + int64_t{kResumeTimeoutMs} * 1000 - monotonic_us();
-      poller.limit(left_us <= 0 ? 0 : static_cast<int>(left_us / 1000 + 1));
+    const bool was_frozen = frozen_;
+    if (was_frozen) {
+      wait_for_resume(messages);
     } else {
-      poller.add(signals_.get(), POLLIN, [this](short) { handle_signals(); });
-      streams_.add_to(poller);
-      calls_.add_to(poller);
+      wait_for_work(messages);
     }
-    poller.run();
     for (const Message& message : messages) handle(message);
     messages.clear();
-    if (!frozen_) {
+    if (!was_frozen) {
       streams_.finish_due();
-    } else if (monotonic_us() - frozen_at_us_ > int64_t{kResumeTimeoutMs} * 1000) {
+    } else if (frozen_ && monotonic_us() - frozen_at_us_ > int64_t{kResumeTimeoutMs} * 1000) {
       log_line("no resume came; going on");
-      frozen_ = false;
-      freezer_.thaw();
+      let_go();
     }
     port_.flush();
   }
-  if (frozen_) freezer_.thaw();
+  if (frozen_) let_go();
   return 0;
+}
+
+void Agent::wait_for_work(std::vector<Message>& messages) {
+  Poller poller;
+  poller.add(port_.poll_fd(), POLLIN, [&](short) { stop_ = !port_.service(messages) || stop_; });
+  poller.add(signals_.get(), POLLIN, [this](short) { handle_signals(); });
+  streams_.add_to(poller);
+  calls_.add_to(poller);
+  poller.run();
+}
+
+// In a busy loop at first: who sleeps over a freeze is woken by way of the interrupt, the scheduler
+// and a context switch, all of it translated anew.
+void Agent::wait_for_resume(std::vector<Message>& messages) {
+  while (!stop_ && messages.empty() && monotonic_us() - frozen_at_us_ < kBusyWaitUs) {
+    stop_ = !port_.receive(messages);
+  }
+  if (messages.empty() && !stop_) {
+    Poller poller;
+    poller.add(port_.poll_fd(), POLLIN, [&](short) { stop_ = !port_.service(messages); });
+    const int64_t left_us = frozen_at_us_ + int64_t{kResumeTimeoutMs} * 1000 - monotonic_us();
+    poller.limit(left_us <= 0 ? 0 : static_cast<int>(left_us / 1000 + 1));
+    poller.run();
+  }
+  got_at_us_ = monotonic_us();
 }
 
 void Agent::handle(const Message& message) {
@@ -76,8 +96,7 @@ void Agent::handle(const Message& message) {
     case Type::prepare:
       return prepare();
     case Type::resume:
-      if (const auto fields = channel::decode_fields(message.payload)) return resume(*fields);
-      return port_.send(Type::refused, 0, Fields{{"reason", "resume: malformed fields"}});
+      return resume(message.payload);
     case Type::refused:
       return log_line("the host refused a message");
     default:
@@ -102,49 +121,60 @@ void Agent::say_hello() {
 
 // A second prepare without a resume between is answered alike.
 void Agent::prepare() {
-  const int64_t start = monotonic_us();
   const Freezer::Outcome outcome = freezer_.freeze(kFreezeTimeoutMs);
+  held_since_us_ = outcome.since_us;
+  const int64_t freeze_us = monotonic_us() - held_since_us_;
   port_.flush_all(kFlushTimeoutMs / 2);
   frozen_ = true;
-  frozen_at_us_ = monotonic_us();
   port_.send(Type::prepared, 0,
              Fields{{"held", outcome.held ? "1" : "0"},
                     {"why", outcome.why},
-                    {"freeze_us", std::to_string(frozen_at_us_ - start)}});
+                    {"freeze_us", std::to_string(freeze_us)}});
   port_.flush_all(kFlushTimeoutMs / 2);
+  frozen_at_us_ = monotonic_us();
 }
 
 // A clone's processes go on when it is somebody else in all respects. The parent stays who it is:
-// its processes go on with fresh random numbers and the right time, and the rest follows. What is
+// its processes go on as soon as there are fresh random numbers, and the rest follows. What is
 // called for the first time after a thaw is slow under emulation, and here it would lengthen the
-// pause.
-void Agent::resume(const Fields& fields) {
-  const bool changed = channel::field(fields, "changed") == "1";
-  const bool clone = changed && channel::number_field(fields, "index").value_or(0) > 0;
-  Fields report = {
-      {"reseeded", "none"}, {"clock", "none"}, {"identity", "none"}, {"hooks", "none"}};
-  if (changed) {
-    refresh(fields, report);
-  } else {
-    report["clock"] = set_clock(channel::number_field(fields, "wall_ns"), report);
+// pause; that is also why the message is not decoded before.
+void Agent::resume(std::string_view payload) {
+  const bool changed = channel::field_in(payload, "changed") == "1";
+  const std::string_view index = channel::field_in(payload, "index");
+  const bool clone = changed && !index.empty() && index != "0";
+  const int64_t wait_us = frozen_ ? got_at_us_ - frozen_at_us_ : 0;
+  Laps laps;
+  std::string reseeded = "none";
+  if (changed) reseeded = random_pool_.reseed(channel::field_in(payload, "entropy"));
+  const int64_t entropy_us = laps.end();
+  if (!clone) let_go();
+  const auto fields = channel::decode_fields(payload);
+  if (!fields) {
+    return port_.send(Type::refused, 0, Fields{{"reason", "resume: malformed fields"}});
   }
-  if (!clone) thaw(report);
+  Fields report = {{"reseeded", std::move(reseeded)},
+                   {"identity", "none"},
+                   {"hooks", "none"},
+                   {"wait_us", std::to_string(wait_us)},
+                   {"entropy_us", std::to_string(entropy_us)}};
+  laps.end();
+  report["clock"] = set_clock(channel::number_field(*fields, "wall_ns"), report);
+  report["clock_us"] = std::to_string(laps.end());
   if (changed) {
-    become(fields, options_.paths, report);
-    streams_.set_environment(environment_of(fields));
+    become(*fields, options_.paths, report);
+    streams_.set_environment(environment_of(*fields));
     if (clone) streams_.cut_off();
-    calls_.resumed(fields);
+    calls_.resumed(*fields);
   }
-  if (clone) thaw(report);
+  if (clone) let_go();
+  report["held_us"] = std::to_string(held_us_);
   port_.send(Type::ready, 0, report);
   port_.flush();
 }
 
-void Agent::thaw(Fields& report) {
-  const int64_t start = monotonic_us();
+void Agent::let_go() {
   freezer_.thaw();
-  frozen_ = false;
-  report["thaw_us"] = std::to_string(monotonic_us() - start);
+  held_us_ = std::exchange(frozen_, false) ? monotonic_us() - held_since_us_ : 0;
 }
 
 void Agent::handle_signals() {

@@ -115,7 +115,8 @@ TEST_F(AgentFreezeTest, ACloneBecomesWhoTheHostSays) {
   EXPECT_EQ(field(ready, "clock"), "Operation not permitted");
   EXPECT_EQ(field(ready, "identity"), "ok");
   EXPECT_EQ(field(ready, "hooks"), "20-fails: exit 4");
-  for (const char* key : {"entropy_us", "clock_us", "identity_us", "hooks_us", "thaw_us"}) {
+  for (const char* key :
+       {"entropy_us", "clock_us", "identity_us", "hooks_us", "wait_us", "held_us"}) {
     EXPECT_TRUE(channel::number_field(ready, key)) << key;
   }
   EXPECT_EQ(agent_->shell("uname -n; cat /etc/hostname /etc/machine-id; echo $B").out,

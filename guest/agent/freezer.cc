@@ -2,12 +2,12 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 
@@ -66,7 +66,7 @@ Freezer::Freezer(const std::string& root) {
   }
   mkdir((root_ + "/snow-exec").c_str(), 0755);
   exec_procs_ = Fd(open((root_ + "/snow-exec/cgroup.procs").c_str(), O_WRONLY | O_CLOEXEC));
-  for (const std::string& name : list_directory(root_)) frozen_.push_back(name);
+  find_groups();
   thaw();  // what an agent that was killed may have left frozen
 }
 
@@ -108,50 +108,68 @@ void Freezer::move_processes() {
   }
 }
 
-Freezer::Outcome Freezer::freeze(int timeout_ms) {
-  if (!available()) return {false, problem_};
-  const int64_t start = monotonic_us();
-  frozen_.clear();
-  std::vector<Fd> waiting;  // cgroup.events of those not frozen yet
-  std::vector<std::string> names;
-  for (const std::string& name : list_directory(root_)) {
+bool Freezer::Group::open(const std::string& folder) {
+  freeze = Fd(::open((folder + "/cgroup.freeze").c_str(), O_WRONLY | O_CLOEXEC));
+  events = Fd(::open((folder + "/cgroup.events").c_str(), O_RDONLY | O_CLOEXEC));
+  return freeze && events;
+}
+
+bool Freezer::Group::set(bool frozen) const {
+  return write(freeze.get(), frozen ? "1" : "0", 1) == 1;
+}
+
+bool Freezer::Group::is_frozen() const {
+  char text[128];
+  const ssize_t got = pread(events.get(), text, sizeof text, 0);
+  // One that is gone has nothing that runs.
+  return got <= 0 || std::string_view(text, static_cast<size_t>(got)).find("frozen 1") !=
+                         std::string_view::npos;
+}
+
+// Those that are still there keep their open files.
+void Freezer::find_groups() {
+  std::vector<Group> found;
+  for (std::string& name : list_directory(root_)) {
     if (name == own_) continue;
-    const std::string group = root_ + "/" + name;
+    const auto known = std::find_if(groups_.begin(), groups_.end(),
+                                    [&](const Group& group) { return group.name == name; });
+    if (known != groups_.end()) {
+      found.push_back(std::move(*known));
+      continue;
+    }
+    Group group;
     // Plain files of the root group (cgroup.procs, ...) have no such child: ENOTDIR.
-    if (write_small_file(group + "/cgroup.freeze", "1") != 0) continue;
-    frozen_.push_back(name);
-    names.push_back(name);
-    waiting.emplace_back(open((group + "/cgroup.events").c_str(), O_RDONLY | O_CLOEXEC));
-  }
-  for (int round = 0; !waiting.empty(); ++round) {
-    while (!waiting.empty()) {
-      char text[128];
-      const ssize_t got = pread(waiting.back().get(), text, sizeof text, 0);
-      if (got > 0 && std::string_view(text, static_cast<size_t>(got)).find("frozen 1") ==
-                         std::string_view::npos) {
-        break;
-      }
-      waiting.pop_back();
-      names.pop_back();
+    if (group.open(root_ + "/" + name)) {
+      group.name = std::move(name);
+      found.push_back(std::move(group));
     }
-    if (waiting.empty()) break;
+  }
+  groups_ = std::move(found);
+}
+
+Freezer::Outcome Freezer::freeze(int timeout_ms) {
+  if (!available()) return {false, problem_, monotonic_us()};
+  find_groups();
+  const int64_t start = monotonic_us();
+  std::vector<const Group*> waiting;
+  for (Group& group : groups_) {
+    // Removed and made again since: the open files are the old one's.
+    if (group.set(true) || (group.open(root_ + "/" + group.name) && group.set(true))) {
+      waiting.push_back(&group);
+    }
+  }
+  for (int round = 0;; ++round) {
+    while (!waiting.empty() && waiting.back()->is_frozen()) waiting.pop_back();
+    if (waiting.empty()) return {true, "", start};
     if (monotonic_us() - start > int64_t{timeout_ms} * 1000) {
-      return {false, "still running: " + names.back()};
+      return {false, "still running: " + waiting.back()->name, start};
     }
-    if (round < 50) {
-      sched_yield();
-    } else {
-      usleep(1000);
-    }
+    usleep(round < 20 ? 50 : 1000);
   }
-  return {true, ""};
 }
 
 void Freezer::thaw() {
-  for (const std::string& name : frozen_) {
-    write_small_file(root_ + "/" + name + "/cgroup.freeze", "0");
-  }
-  frozen_.clear();
+  for (const Group& group : groups_) (void)group.set(false);
 }
 
 }  // namespace snow::guest

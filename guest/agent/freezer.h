@@ -23,9 +23,11 @@ class Freezer {
 
   struct Outcome {
     bool held = false;
-    std::string why;  // if not held
+    std::string why;       // if not held
+    int64_t since_us = 0;  // monotonic_us() when the first was told to stand still
   };
-  // Waits at most `timeout_ms` until all stand still; what has not stopped by then is named.
+  // Waits at most `timeout_ms` until all stand still; what has not stopped by then is named. Sleeps
+  // between two looks, so that they get a CPU.
   Outcome freeze(int timeout_ms);
   void thaw();
   [[nodiscard]] bool available() const { return problem_.empty(); }
@@ -35,11 +37,22 @@ class Freezer {
  private:
   void find_root();
   void move_processes();
+
   std::string root_;
   std::string own_;      // name of the agent's own top-level cgroup
   std::string problem_;  // why there is no freezer
   Fd exec_procs_;
-  std::vector<std::string> frozen_;  // names that freeze() wrote to
+  // A top-level cgroup. Its files stay open: after a thaw the way to them would be translated anew.
+  struct Group {
+    std::string name;
+    Fd freeze;  // cgroup.freeze
+    Fd events;  // cgroup.events
+    bool open(const std::string& folder);
+    [[nodiscard]] bool set(bool frozen) const;
+    [[nodiscard]] bool is_frozen() const;
+  };
+  void find_groups();
+  std::vector<Group> groups_;  // all but own_, as of the last freeze()
 };
 
 }  // namespace snow::guest

@@ -26,22 +26,6 @@ namespace {
 
 constexpr int64_t kClockToleranceNs = 1'000'000;
 
-std::string reseed(std::string_view entropy) {
-  if (entropy.empty()) return "none";
-  const Fd fd(open("/dev/urandom", O_WRONLY | O_CLOEXEC));
-  if (!fd) return "/dev/urandom: " + error_text(errno);
-  // struct rand_pool_info: bits of entropy, bytes, the bytes.
-  constexpr size_t kMost = 512;
-  const size_t size = std::min(entropy.size(), kMost);
-  alignas(rand_pool_info) char buffer[sizeof(rand_pool_info) + kMost];
-  const int header[2] = {static_cast<int>(size * 8), static_cast<int>(size)};
-  memcpy(buffer, header, sizeof header);
-  memcpy(buffer + sizeof header, entropy.data(), size);
-  if (ioctl(fd.get(), RNDADDENTROPY, buffer) != 0) return "RNDADDENTROPY: " + error_text(errno);
-  if (ioctl(fd.get(), RNDRESEEDCRNG) != 0) return "RNDRESEEDCRNG: " + error_text(errno);
-  return "ok";
-}
-
 std::string set_hostname(const std::string& name) {
   if (sethostname(name.data(), name.size()) != 0) return "hostname: " + error_text(errno);
   // A read-only /etc is no failure: the name is set.
@@ -127,6 +111,25 @@ std::string set_identity(const Fields& resume, const IdentityPaths& paths) {
 
 }  // namespace
 
+RandomPool::RandomPool() : fd_(open("/dev/urandom", O_WRONLY | O_CLOEXEC)) {
+  if (!fd_) error_ = errno;
+}
+
+std::string RandomPool::reseed(std::string_view entropy) const {
+  if (entropy.empty()) return "none";
+  if (!fd_) return "/dev/urandom: " + error_text(error_);
+  // struct rand_pool_info: bits of entropy, bytes, the bytes.
+  constexpr size_t kMost = 512;
+  const size_t size = std::min(entropy.size(), kMost);
+  alignas(rand_pool_info) char buffer[sizeof(rand_pool_info) + kMost];
+  const int header[2] = {static_cast<int>(size * 8), static_cast<int>(size)};
+  memcpy(buffer, header, sizeof header);
+  memcpy(buffer + sizeof header, entropy.data(), size);
+  if (ioctl(fd_.get(), RNDADDENTROPY, buffer) != 0) return "RNDADDENTROPY: " + error_text(errno);
+  if (ioctl(fd_.get(), RNDRESEEDCRNG) != 0) return "RNDRESEEDCRNG: " + error_text(errno);
+  return "ok";
+}
+
 std::string set_clock(std::optional<int64_t> wall_ns, Fields& report) {
   if (!wall_ns) return "none";
   timespec now{};
@@ -151,42 +154,15 @@ Environment environment_of(const Fields& resume) {
 
 std::string params_text(const Fields& resume) { return lines_of(variables_of(resume)); }
 
-namespace {
-
-// How long what was done since the last call took, in microseconds, into the report.
-class Laps {
- public:
-  explicit Laps(Fields& report) : report_(report) {}
-  void end(const char* key) {
-    const int64_t now = monotonic_us();
-    report_[key] = std::to_string(now - last_);
-    last_ = now;
-  }
-
- private:
-  Fields& report_;
-  int64_t last_ = monotonic_us();
-};
-
-}  // namespace
-
-void refresh(const Fields& resume, Fields& report) {
-  Laps laps(report);
-  report["reseeded"] = reseed(field(resume, "entropy"));
-  laps.end("entropy_us");
-  report["clock"] = set_clock(number_field(resume, "wall_ns"), report);
-  laps.end("clock_us");
-}
-
 void become(const Fields& resume, const IdentityPaths& paths, Fields& report) {
-  Laps laps(report);
+  Laps laps;
   report["identity"] = set_identity(resume, paths);
-  laps.end("identity_us");
+  report["identity_us"] = std::to_string(laps.end());
   Environment environment = environment_of(resume);
   for (auto& [key, value] : variables_of(resume)) environment[key] = value;
   environment.emplace("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
   report["hooks"] = run_hooks(paths.hooks, environment);
-  laps.end("hooks_us");
+  report["hooks_us"] = std::to_string(laps.end());
 }
 
 }  // namespace snow::guest

@@ -1,4 +1,4 @@
-// What a guest becomes after a thaw: fresh random numbers, the right time (refresh), then a
+// What a guest becomes after a thaw: fresh random numbers (RandomPool), the right time, then a
 // hostname, machine-id and MAC of its own, the params file, hooks (become). Every step says "ok",
 // "none" (nothing was asked for) or what failed; a failed step does not stop the next.
 //
@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 
+#include "guest/agent/util.h"
 #include "guest/channel/message.h"
 
 namespace snow::guest {
@@ -22,9 +23,19 @@ struct IdentityPaths {
   std::string hooks = "/etc/snow/fork.d";
 };
 
-// `resume`: changed = 1. Into the report: reseeded, clock, entropy_us, clock_us, and
-// clock_stepped_ns if the clock was stepped.
-void refresh(const channel::Fields& resume, channel::Fields& report);
+// The kernel's random pool. Its device stays open: to open it after a thaw costs more than the
+// rest.
+class RandomPool {
+ public:
+  RandomPool();
+  // "ok", "none" (there is no entropy), or what failed.
+  [[nodiscard]] std::string reseed(std::string_view entropy) const;
+
+ private:
+  Fd fd_;
+  int error_ = 0;
+};
+
 // Into the report: identity, hooks, identity_us, hooks_us.
 void become(const channel::Fields& resume, const IdentityPaths& paths, channel::Fields& report);
 

@@ -92,6 +92,12 @@ Port Port::open(const std::string& where) {
 bool Port::service(std::vector<channel::Message>& messages) {
   epoll_event event{};
   epoll_wait(events_.get(), &event, 1, 0);  // takes the edge
+  const bool there = receive(messages);
+  flush();
+  return there;
+}
+
+bool Port::receive(std::vector<channel::Message>& messages) {
   char buffer[32 * 1024];
   bool there = true;
   while (true) {
@@ -113,7 +119,6 @@ bool Port::service(std::vector<channel::Message>& messages) {
          channel::Fields{{"reason", "this agent speaks version " +
                                         std::to_string(channel::kVersion) + " of the channel"}});
   }
-  flush();
   return there;
 }
 

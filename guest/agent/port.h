@@ -25,6 +25,8 @@ class Port {
   // Takes what is there and sends what was queued. False: the other side is gone for good (never
   // on a virtio port: there the host comes back).
   [[nodiscard]] bool service(std::vector<channel::Message>& messages);
+  // Only the first of the two.
+  [[nodiscard]] bool receive(std::vector<channel::Message>& messages);
 
   void send(channel::Type type, uint32_t stream, std::string payload);
   void send(channel::Type type, uint32_t stream, const channel::Fields& fields) {

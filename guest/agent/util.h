@@ -34,6 +34,19 @@ class Fd {
 };
 
 int64_t monotonic_us();
+
+// How long what was done since the last call took, in microseconds.
+class Laps {
+ public:
+  int64_t end() {
+    const int64_t now = monotonic_us();
+    return now - std::exchange(last_, now);
+  }
+
+ private:
+  int64_t last_ = monotonic_us();
+};
+
 std::string error_text(int error);       // strerror
 std::string_view error_code(int error);  // the channel's code for an errno ("not_found", ...)
 

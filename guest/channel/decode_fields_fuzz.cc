@@ -1,4 +1,4 @@
-// Fields that decode encode to the same bytes.
+// Fields that decode encode to the same bytes, and each can be read from the encoded form.
 #include <cstdlib>
 
 #include "guest/channel/message.h"
@@ -9,7 +9,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto fields = decode_fields(bytes);
   if (fields && encode_fields(*fields) != bytes) abort();
   if (fields) {
-    for (const auto& [key, value] : *fields) number_field(*fields, key);
+    for (const auto& [key, value] : *fields) {
+      number_field(*fields, key);
+      if (field_in(bytes, key) != value) abort();
+    }
   }
+  field_in(bytes, "index");
   return 0;
 }

@@ -111,6 +111,20 @@ std::optional<Fields> decode_fields(std::string_view payload) {
   return fields;
 }
 
+std::string_view field_in(std::string_view payload, std::string_view key) {
+  while (!payload.empty()) {
+    const size_t key_size = static_cast<uint8_t>(payload[0]);
+    if (payload.size() < 1 + key_size + 4) return {};
+    const std::string_view found = payload.substr(1, key_size);
+    const size_t value_size = get_u32(payload.substr(1 + key_size, 4));
+    payload.remove_prefix(1 + key_size + 4);
+    if (value_size > payload.size()) return {};
+    if (found == key) return payload.substr(0, value_size);
+    payload.remove_prefix(value_size);
+  }
+  return {};
+}
+
 std::string_view field(const Fields& fields, std::string_view key) {
   const auto found = fields.find(key);
   return found == fields.end() ? std::string_view{} : std::string_view{found->second};

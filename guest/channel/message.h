@@ -109,6 +109,8 @@ std::string encode_fields(const Fields& fields);
 std::optional<Fields> decode_fields(
     std::string_view payload);  // nullopt: malformed or over a limit
 std::string_view field(const Fields& fields, std::string_view key);  // "" if missing
+// The same from the encoded form, for who needs one value at once; "" also where it is malformed.
+std::string_view field_in(std::string_view payload, std::string_view key);
 std::optional<int64_t> number_field(const Fields& fields, std::string_view key);
 
 std::string encode_message(const Message& message);  // version .. CRC

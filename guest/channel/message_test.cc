@@ -63,6 +63,16 @@ TEST(Fields, KeepTheirLimits) {
   EXPECT_FALSE(decode_fields(encode_fields({{"a", half}, {"b", half}})));
 }
 
+TEST(Fields, OneCanBeReadFromTheEncodedForm) {
+  const std::string payload = encode_fields({{"a", "1"}, {"ab", ""}, {"b", "three"}});
+  EXPECT_EQ(field_in(payload, "a"), "1");
+  EXPECT_EQ(field_in(payload, "b"), "three");
+  for (const char* key : {"ab", "c", ""}) EXPECT_EQ(field_in(payload, key), "") << key;
+  for (size_t size = 0; size < payload.size(); ++size) {
+    EXPECT_EQ(field_in(payload.substr(0, size), "b"), "") << "cut after " << size;
+  }
+}
+
 TEST(Fields, NumbersAreWholeOrMissing) {
   const Fields fields = {
       {"n", "-12"}, {"junk", "12x"}, {"empty", ""}, {"big", "9223372036854775808"}};
