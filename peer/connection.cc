@@ -225,7 +225,7 @@ Result<void> Connection::read_payload(std::vector<std::byte>& payload, size_t si
   const size_t ready = std::min(size, in_end_ - in_begin_);
   if (payload.size() > size || size <= kGrowBytes) payload.resize(size);
   if (payload.size() < ready) payload.resize(ready);
-  std::memcpy(payload.data(), in_.data() + in_begin_, ready);
+  if (ready > 0) std::memcpy(payload.data(), in_.data() + in_begin_, ready);
   in_begin_ += ready;
   for (size_t have = ready; have < size;) {
     if (have == payload.size()) payload.resize(std::min(size, have + kGrowBytes));
