@@ -90,17 +90,25 @@ Result<std::vector<std::string>> check_transaction(const Transaction& transactio
   return texts;
 }
 
+std::string printable_key(std::string_view key) {
+  std::string text(key.substr(0, Directory::kMaxKeyBytes));
+  for (char& c : text) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return text;
+}
+
 Result<nlohmann::json> parse_stored_value(std::string_view key, std::string_view text) {
   if (text.size() > Directory::kMaxValueBytes) {
     return fail(Code::corrupt,
                 "directory key '{}': {} bytes, more than Thundersnow ever writes ({}); whoever put "
                 "it there should take it away",
-                key, text.size(), Directory::kMaxValueBytes);
+                printable_key(key), text.size(), Directory::kMaxValueBytes);
   }
   auto value = parse_json(text);
   if (!value) {
     return fail(Code::corrupt, "directory key '{}': {}; whoever put it there should take it away",
-                key, value.error().message);
+                printable_key(key), value.error().message);
   }
   return value;
 }

@@ -179,6 +179,8 @@ TEST(EtcdFailuresTest, AlienValuesAreNamed) {
   std::vector<Directory::Damaged> damaged;
   EXPECT_EQ(directory->list("vm/", &damaged).value().size(), 2u);
   EXPECT_EQ(damaged.size(), 4u);
+  EXPECT_EQ(parse_vm({"vm/\x1b[2J\xff", json(1), 1}).error().message,
+            "directory key 'vm/?[2J?': not an object");
   // What does not parse can still be taken away.
   Transaction remove;
   remove.removes = {"vm/text", "vm/big", "vm/deep", "vm/empty"};

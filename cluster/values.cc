@@ -64,7 +64,8 @@ Result<Record> parse(const Directory::Entry& entry, const char* kind,
     SNOW_TRY(check_version(entry.value));
     return read(entry.value, record);
   }();
-  if (!done) return within(fmt::format("directory key '{}'", entry.key), done.error());
+  if (!done)
+    return within(fmt::format("directory key '{}'", printable_key(entry.key)), done.error());
   return record;
 }
 
@@ -118,7 +119,8 @@ Result<void> check_host_id(std::string_view id) {
       id.find_first_not_of("0123456789abcdef", 1) == std::string_view::npos) {
     return {};
   }
-  return fail(Code::invalid, "host id '{}': not 'h' and 12 hexadecimal digits", id.substr(0, 40));
+  return fail(Code::invalid, "host id '{}': not 'h' and 12 hexadecimal digits",
+              printable_key(id.substr(0, 40)));
 }
 
 std::string member_key(std::string_view id) { return fmt::format("member/{}", id); }
