@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "exchange/wire.h"
+
 namespace snow::exchange {
 namespace {
 
@@ -24,7 +26,10 @@ std::optional<peer::Lease> Connections::idle(HostNumber host, bool bulk) {
 }
 
 Result<peer::Lease> Connections::fresh(const std::string& host, bool bulk, int timeout_ms) {
-  return pool_.take_new(host, bulk ? kBulkService : kDemandService, timeout_ms);
+  SNOW_ASSIGN(peer::Lease lease,
+              pool_.take_new(host, bulk ? kBulkService : kDemandService, timeout_ms));
+  lease->set_limit(wire::kMaxPayloadBytes);
+  return lease;
 }
 
 void Connections::give_back(HostNumber host, bool bulk, peer::Lease lease) {

@@ -50,8 +50,21 @@ void Alarm::wait_until(Nanos when) {
 }
 
 Engine::Engine(peer::Pool& pool, Options options)
-    : shared_(std::make_shared<Shared>(pool, std::move(options))),
-      ticker_([this] { tick_loop(); }) {}
+    : shared_(std::make_shared<Shared>(pool, std::move(options))) {
+  if (shared_->options.multicast.enabled) start_multicast();
+  ticker_ = std::thread([this] { tick_loop(); });
+}
+
+void Engine::start_multicast() {
+  receiver_ = std::make_unique<MulticastReceiver>(shared_);
+  if (shared_->options.key_file.empty()) return;
+  auto sender = MulticastSender::start(shared_, [this] { return all_offers(); });
+  if (sender) {
+    sender_ = std::move(*sender);
+  } else {
+    log_warn("{}; this host sends no multicast", sender.error().message);
+  }
+}
 
 Engine::~Engine() { stop(); }
 
@@ -60,6 +73,8 @@ void Engine::stop() {
   for (const auto& layer : all_layers()) layer->stop();
   shared_->alarm.by(0);
   ticker_.join();
+  if (sender_) sender_->stop();
+  if (receiver_) receiver_->stop();
   shared_->demand.stop();
   shared_->bulk.stop();
   shared_->connections.clear();
@@ -159,6 +174,12 @@ Descriptor Engine::offer(std::shared_ptr<Content> content, Offer offer) {
   descriptor.size_bytes = content->size();
   assert(descriptor.size_bytes > 0 && descriptor.size_bytes <= kMaxImageBytes);
   descriptor.origin = shared_->options.host;
+  if (sender_ && offer.multicast) {
+    if (auto group = sender_->group_of(descriptor.id)) {
+      descriptor.multicast = *std::move(group);
+      descriptor.origin_key = sender_->public_key();
+    }
+  }
   auto state =
       std::make_shared<OfferState>(shared_, descriptor, std::move(content), std::move(offer));
   const std::unique_lock lock(mutex_);
@@ -190,6 +211,11 @@ Result<std::shared_ptr<RemoteLayer>> Engine::open(const Descriptor& descriptor,
   auto state = std::make_shared<LayerState>(shared_, descriptor, std::move(cache));
   slot = state;
   state->start();
+  if (receiver_ && descriptor.multicast && !state->complete()) {
+    if (auto joined = receiver_->join(state); !joined) {
+      log_warn("{}; image {} comes by unicast", joined.error().message, to_text(descriptor.id));
+    }
+  }
   return std::make_shared<RemoteLayer>(std::move(state));
 }
 
@@ -227,7 +253,10 @@ nlohmann::json Engine::statistics() const {
   nlohmann::json layers = nlohmann::json::array();
   for (const auto& offer : all_offers()) offers.push_back(offer->statistics());
   for (const auto& layer : all_layers()) layers.push_back(layer->statistics());
-  return {{"offers", offers}, {"layers", layers}};
+  return {{"offers", offers},
+          {"layers", layers},
+          {"multicast",
+           {{"sends", sender_ != nullptr}, {"groups", receiver_ ? receiver_->groups() : 0}}}};
 }
 
 // The ticking thread.

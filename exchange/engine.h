@@ -12,6 +12,8 @@
 
 #include "exchange/exchange.h"
 #include "exchange/layer_state.h"
+#include "exchange/multicast_receiver.h"
+#include "exchange/multicast_sender.h"
 #include "exchange/offer_state.h"
 #include "exchange/shared.h"
 #include "peer/server.h"
@@ -44,6 +46,7 @@ class Engine {
   [[nodiscard]] std::shared_ptr<LayerState> find_layer(const ImageId& id) const;
   [[nodiscard]] std::vector<std::shared_ptr<OfferState>> all_offers() const;
   [[nodiscard]] std::vector<std::shared_ptr<LayerState>> all_layers() const;
+  void start_multicast();
   void tick_loop();
   Nanos tick_all(Nanos now);
   void sweep();
@@ -54,6 +57,8 @@ class Engine {
   std::map<std::string, std::weak_ptr<LayerState>> layers_;  // by path
   Nanos swept_ = 0;                                          // the ticking thread's
   Nanos offers_ticked_ = 0;
+  std::unique_ptr<MulticastSender> sender_;  // both: none where multicast is off
+  std::unique_ptr<MulticastReceiver> receiver_;
   std::thread ticker_;
 };
 

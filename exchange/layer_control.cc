@@ -13,7 +13,7 @@ namespace {
 
 constexpr Nanos kPauseLeast = 250 * kMillisecond;
 constexpr Nanos kPauseMost = 5 * kSecond;
-constexpr Nanos kReportEvery = 250 * kMillisecond;
+constexpr Nanos kReportEvery = 100 * kMillisecond;
 
 }  // namespace
 

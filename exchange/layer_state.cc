@@ -157,6 +157,13 @@ void LayerState::unasked(Run run, uint64_t zeros, wire::Bytes raw) {
   visit_stretches(run, zeros, raw, [&](Run part, wire::Bytes bytes) { hand_out(part, bytes); });
 }
 
+void LayerState::listen(bool on) {
+  const std::lock_guard lock(mutex_);
+  listening_ = on;
+  control_due_ = 0;
+  shared_->alarm.by(0);
+}
+
 void LayerState::count_packets(uint64_t got, uint64_t missed) {
   const std::lock_guard lock(mutex_);
   packets_got_ += got;

@@ -64,7 +64,8 @@ class LayerState : public std::enable_shared_from_this<LayerState> {
   // Multicast: pages that are verified. `raw`: the pages that are not zeros.
   void unasked(Run run, uint64_t zeros, wire::Bytes raw);
   void count_packets(uint64_t got, uint64_t missed);
-  [[nodiscard]] bool wants_multicast() const { return listening_; }
+  void listen(bool on);
+  [[nodiscard]] bool wants_multicast() const { return listening_ && !complete_; }
 
  private:
   // A thread that waits for pages: a reader, or one that serves another host.

@@ -58,8 +58,10 @@ Result<void> OfferState::fetch(const wire::Fetch& fetch, Responder& responder) {
   asked.again = fetch.again;
   {
     const std::lock_guard lock(mutex_);
+    const Nanos now = monotonic_ns();
     core_.set_queued_bytes(shared_->queued_bytes.load(std::memory_order_relaxed));
-    core_.on_fetch(asked, monotonic_ns(), decisions);
+    core_.on_fetch(asked, now, decisions);
+    if (multicasts_) shared_->burst_alarm.by(core_.multicast().ready_at(now));
   }
   for (size_t i = 0; i < decisions.size(); ++i) {
     const Decision& decision = decisions[i];
@@ -72,8 +74,6 @@ Result<void> OfferState::fetch(const wire::Fetch& fetch, Responder& responder) {
         SNOW_TRY(redirect(fetch, decision, last, responder));
         break;
       case Decision::Kind::coming:
-        shared_->burst_alarm.by(0);
-        [[fallthrough]];
       case Decision::Kind::already_coming:
         SNOW_TRY(responder.notice(wire::Type::coming, fetch, decision.run, decision.wait, last));
         break;
