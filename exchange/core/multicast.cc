@@ -1,12 +1,15 @@
 #include "exchange/core/multicast.h"
 
+#include "exchange/core/runs.h"
+
 namespace snow::exchange {
 namespace {
 
 constexpr uint64_t kPacketsToJudge = 8;
 constexpr double kSmoothing = 0.3;
 constexpr double kCut = 0.7;
-constexpr double kSteps = 50;  // from nothing to the full rate
+constexpr double kSlowStart = 1.3;  // until the first cut
+constexpr double kSteps = 50;       // from nothing to the full rate
 constexpr double kBaseLossMost = 0.25;
 constexpr uint32_t kMissedMost = 16;
 constexpr Nanos kReportValid = kSecond;
@@ -17,6 +20,7 @@ Multicast::Multicast(uint32_t pages, const MulticastOptions& options)
     : options_(options),
       coming_(options.on ? pages : 0),
       sent_(options.on ? pages : 0),
+      urgent_(options.on ? pages : 0),
       rate_(static_cast<double>(options.rate_start)) {}
 
 const Multicast::Listener* Multicast::slot(HostNumber host) const {
@@ -53,6 +57,7 @@ bool Multicast::subscribe(HostNumber host, Nanos now) {
   listener.host = host;
   listener.since = now;
   listeners_.push_back(listener);
+  hello_due_ = true;
   return true;
 }
 
@@ -70,7 +75,10 @@ void Multicast::unsubscribe(HostNumber host) {
 
 void Multicast::drop_queue() {
   for (auto& queue : queues_) {
-    for (const Run& run : queue) coming_.reset(run);
+    for (const Run& run : queue) {
+      coming_.reset(run);
+      urgent_.reset(run);
+    }
     queue.clear();
   }
   for (uint64_t& pages : queued_pages_) pages = 0;
@@ -115,8 +123,8 @@ void Multicast::adapt(Nanos now) {
   if (worst < base_loss_ / 2) base_loss_ = worst;
   if (worst <= base_loss_ + options_.loss_high) {
     loss_at_cut_ = 0;
-    rate_ = std::min(rate_ + static_cast<double>(options_.rate_most) / kSteps,
-                     static_cast<double>(options_.rate_most));
+    const double most = static_cast<double>(options_.rate_most);
+    rate_ = std::min(cut_before_ ? rate_ + most / kSteps : rate_ * kSlowStart, most);
     return;
   }
   // Three cuts without a change: it is not our rate.
@@ -127,6 +135,7 @@ void Multicast::adapt(Nanos now) {
     return;
   }
   if (loss_at_cut_ == 0) loss_at_cut_ = worst;
+  cut_before_ = true;
   rate_ = std::max(rate_ * kCut, static_cast<double>(options_.rate_least));
 }
 
@@ -146,6 +155,17 @@ double Multicast::queued_bytes(Lane lane) const {
   return static_cast<double>(pages * kPageBytes);
 }
 
+bool Multicast::heard(HostNumber host, uint32_t page, Nanos now) const {
+  const Listener* const listener = slot(host);
+  if (listener == nullptr) return false;
+  if (listener->since < now - options_.duplicate_window) return true;
+  for (auto window = windows_.rbegin(); window != windows_.rend(); ++window) {
+    if (window->until - options_.duplicate_window < listener->since) return false;
+    if (window->run.contains(page)) return true;
+  }
+  return true;
+}
+
 bool Multicast::has_room(Lane lane) const {
   if (hearing_ == 0) {  // only to find out
     const size_t queued = queues_[0].size() + queues_[1].size() + queues_[2].size();
@@ -157,36 +177,61 @@ bool Multicast::has_room(Lane lane) const {
 
 void Multicast::queue(Run run, Lane lane) {
   coming_.set(run);
+  if (lane == Lane::demand) urgent_.set(run);
   queues_[static_cast<size_t>(lane)].push_back(run);
   queued_pages_[static_cast<size_t>(lane)] += run.count;
+}
+
+void Multicast::hurry(Run run) {
+  const uint64_t late = low_bits(run.count) & coming_.bits(run.first) & ~sent_.bits(run.first) &
+                        ~urgent_.bits(run.first);
+  for_each_run(late, run.first, [&](Run piece) { queue(piece, Lane::demand); });
 }
 
 Nanos Multicast::wait_for(Lane lane) const {
   const double bytes = queued_bytes(lane) + kMaxRunPages * kPageBytes;
   const double ahead = std::max(0.0, bytes - tokens_);
   // Others at higher priority may come between.
-  return static_cast<Nanos>(1.5e9 * ahead / rate_) + options_.wait_slack;
+  return static_cast<Nanos>(1.5e9 * ahead / rate_) +
+         (lane == Lane::demand ? options_.wait_slack : 4 * options_.wait_slack);
 }
 
 std::optional<Run> Multicast::next(Nanos now) {
   expire(now);
   if (ready_at(now) > now) return std::nullopt;
   refill(now);
+  if (hello_due_) {
+    hello_due_ = false;
+    return Run{};
+  }
   for (size_t lane = 0; lane < 3; ++lane) {
-    if (queues_[lane].empty()) continue;
-    const Run run = queues_[lane].front();
-    queues_[lane].pop_front();
-    queued_pages_[lane] -= run.count;
-    tokens_ -= double{kPageBytes} * run.count;
-    if (bursts_++ == 0) first_burst_ = now;
-    sent_.set(run);
-    windows_.push_back({run, now + options_.duplicate_window});
-    return run;
+    while (!queues_[lane].empty()) {
+      const Run run = queues_[lane].front();
+      queues_[lane].pop_front();
+      queued_pages_[lane] -= run.count;
+      // What went out by another queue meanwhile is left out.
+      const bool bulk = lane != static_cast<size_t>(Lane::demand);
+      uint64_t open = low_bits(run.count) & (bulk ? ~urgent_.bits(run.first) : ~uint64_t{0});
+      if (open == 0) continue;
+      const auto skip = static_cast<uint32_t>(std::countr_zero(open));
+      const Run piece{run.first + skip, static_cast<uint32_t>(std::countr_one(open >> skip))};
+      if (piece.end() < run.end()) {
+        const Run rest{piece.end(), run.end() - piece.end()};
+        queues_[lane].push_front(rest);
+        queued_pages_[lane] += rest.count;
+      }
+      tokens_ -= double{kPageBytes} * piece.count;
+      if (bursts_++ == 0) first_burst_ = now;
+      sent_.set(piece);
+      windows_.push_back({piece, now + options_.duplicate_window});
+      return piece;
+    }
   }
   return std::nullopt;
 }
 
 Nanos Multicast::ready_at(Nanos now) const {
+  if (hello_due_) return now;
   if (queues_[0].empty() && queues_[1].empty() && queues_[2].empty()) return kNever;
   if (tokens_at_ == INT64_MIN) return now;
   const double tokens = tokens_ + rate_ * static_cast<double>(now - tokens_at_) / 1e9;
@@ -197,6 +242,7 @@ Nanos Multicast::ready_at(Nanos now) const {
 void Multicast::expire(Nanos now) {
   while (!windows_.empty() && windows_.front().until <= now) {
     coming_.reset(windows_.front().run);
+    urgent_.reset(windows_.front().run);
     windows_.pop_front();
   }
 }

@@ -10,8 +10,8 @@
 // Only a listener that has got something is told to wait for a multicast. If `probe_bursts` were
 // sent and after `probe_time` nobody has got anything, multicast is off for `off_time`.
 //
-// Memory: two bits a page, the queue (at most `queue_most` of sending time), some 50 bytes for each
-// listener.
+// Memory: three bits a page, the queue (at most `queue_most` of sending time), some 50 bytes for
+// each listener.
 #pragma once
 
 #include <cstdint>
@@ -38,10 +38,11 @@ struct MulticastOptions {
   uint32_t probe_bursts = 8;
   Nanos probe_time = 500 * kMillisecond;
   Nanos off_time = 60 * kSecond;
-  Nanos queue_most = 50 * kMillisecond;  // more is not queued: it goes by unicast
+  Nanos queue_most = 200 * kMillisecond;  // more is not queued: it goes by unicast
   Nanos queue_most_demand = 10 * kMillisecond;
   uint32_t burst_bytes = 4 * 64 * 4096;  // the bucket's depth
-  Nanos wait_slack = 10 * kMillisecond;  // network and receiver, in what hosts are told to wait
+  // Network and receiver, in what hosts are told to wait; bulk waits four times as long.
+  Nanos wait_slack = 5 * kMillisecond;
 };
 
 class Multicast {
@@ -51,10 +52,12 @@ class Multicast {
   // False: not let in (it had to leave a short time ago). Twice is once.
   bool subscribe(HostNumber host, Nanos now);
   void unsubscribe(HostNumber host);
-  // Since its last report: packets it got and packets it missed (by the sequence numbers).
+  // Since its last report: packets it got and packets it missed (by the sequence numbers;
+  // announcements count). Some ten times a second, and at once when it has got its first packet.
   void report(HostNumber host, uint64_t got, uint64_t missed, Nanos now);
 
-  // The next run to send, by priority, and it counts as sent; nothing: not before ready_at().
+  // The next run to send, by priority, and it counts as sent; nothing: not before ready_at(). A run
+  // of 0 pages is an announcement alone: somebody joined, and is to find out whether he hears.
   std::optional<Run> next(Nanos now);
   // kNever: the queue is empty.
   [[nodiscard]] Nanos ready_at(Nanos now) const;
@@ -74,8 +77,12 @@ class Multicast {
   // For Origin. Coming: in the queue, or sent within the window.
   [[nodiscard]] bool is_coming(uint32_t page) const { return on() && coming_.test(page); }
   [[nodiscard]] bool was_sent(uint32_t page) const { return on() && sent_.test(page); }
+  // The host listened when the page was sent; only for pages within the window.
+  [[nodiscard]] bool heard(HostNumber host, uint32_t page, Nanos now) const;
   [[nodiscard]] bool has_room(Lane lane) const;
   void queue(Run run, Lane lane);
+  // It is coming, and now a demand waits for it: ahead of bulk.
+  void hurry(Run run);
   // How long a host should wait for something of this lane that is queued now.
   [[nodiscard]] Nanos wait_for(Lane lane) const;
   void expire(Nanos now);             // windows
@@ -113,6 +120,7 @@ class Multicast {
 
   const MulticastOptions options_;
   PageMap coming_, sent_;
+  PageMap urgent_;  // in the demands' queue, and perhaps in another as well
   std::vector<Listener> listeners_;
   std::vector<int32_t> slots_;  // by host number, -1: does not listen
   size_t hearing_ = 0;
@@ -121,6 +129,8 @@ class Multicast {
   uint64_t queued_pages_[3] = {};
   std::deque<Window> windows_;
   double rate_;
+  bool cut_before_ = false;
+  bool hello_due_ = false;
   double tokens_ = 0;
   Nanos tokens_at_ = INT64_MIN;
   Nanos adapted_at_ = INT64_MIN;

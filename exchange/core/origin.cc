@@ -8,6 +8,8 @@ namespace snow::exchange {
 namespace {
 
 constexpr uint64_t kLoadMost = 1 << 16;  // pages; then all loads are halved
+constexpr uint64_t kSecondShare = 16;    // of what left once may leave a second time by multicast
+constexpr uint64_t kSecondLeast = 32;
 constexpr size_t kReportsMost = 1024;
 constexpr Nanos kRetryLeast = 20 * kMillisecond;
 
@@ -32,12 +34,21 @@ Origin::Way Origin::way_of(const Fetch& fetch, uint32_t page, Nanos now) const {
   const bool enabled = multicast_.enabled(now);
   if (enabled && !fetch.no_redirect && multicast_.listens(fetch.host)) {
     if (multicast_.is_coming(page)) {
-      if (!fetch.again && multicast_.hears(fetch.host)) return Way::already_coming;
+      // Not for one who waited for it and missed it, or who joined after it was sent.
+      const bool missed =
+          multicast_.was_sent(page) && (fetch.again || !multicast_.heard(fetch.host, page, now));
+      if (!missed && multicast_.hears(fetch.host)) return Way::already_coming;
     } else if (!multicast_.was_sent(page)) {
       // Before anybody has heard anything all count, to find out.
       const size_t hearing =
           multicast_.hearing() > 0 ? multicast_.hearing() : multicast_.listeners();
-      if (hearing >= size_t{state.askers} + 2 && multicast_.has_room(fetch.lane)) {
+      // One that was given to somebody is better passed on from there, unless so little left twice
+      // yet that it does not matter.
+      Hosts hosts;
+      const bool held = options_.redirects && usable_holders(fetch, page, now, hosts) > 0;
+      const bool spare = left_ < distinct_ + distinct_ / kSecondShare + kSecondLeast;
+      if ((!held || spare) && hearing >= size_t{state.askers} + 2 &&
+          multicast_.has_room(fetch.lane)) {
         return Way::coming;
       }
     }
@@ -83,6 +94,7 @@ void Origin::on_fetch(const Fetch& fetch, Nanos now, std::vector<Decision>& out)
         break;
       case Way::coming:
         multicast_.queue(decision.run, fetch.lane);
+        note_left(decision.run);
         counters_.pages_multicast += decision.run.count;
         if (multicast_.hears(fetch.host)) {
           decision.kind = Decision::Kind::coming;
@@ -94,6 +106,7 @@ void Origin::on_fetch(const Fetch& fetch, Nanos now, std::vector<Decision>& out)
         break;
       case Way::already_coming:
         decision.kind = Decision::Kind::already_coming;
+        if (fetch.lane == Lane::demand) multicast_.hurry(decision.run);
         decision.wait = multicast_.wait_for(fetch.lane);
         counters_.pages_already_coming += decision.run.count;
         break;
@@ -111,10 +124,18 @@ void Origin::on_fetch(const Fetch& fetch, Nanos now, std::vector<Decision>& out)
 void Origin::give(const Fetch& fetch, Decision& decision) {
   decision.kind = Decision::Kind::give;
   counters_.pages_given += decision.run.count;
+  note_left(decision.run);
   for (uint32_t page = decision.run.first; page < decision.run.end(); ++page) {
     if (pages_[page].given < UINT8_MAX) ++pages_[page].given;
   }
   record(fetch.host, decision.run, random(), true);
+}
+
+void Origin::note_left(Run run) {
+  left_ += run.count;
+  for (uint32_t page = run.first; page < run.end(); ++page) {
+    distinct_ += pages_[page].given == 0 && !multicast_.was_sent(page) ? 1 : 0;
+  }
 }
 
 size_t Origin::usable_holders(const Fetch& fetch, uint32_t page, Nanos now, Hosts& hosts) const {

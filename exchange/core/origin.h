@@ -16,7 +16,7 @@
 // takes.
 //
 // Not thread-safe; no call blocks. Cost: on_fetch of one page well under a microsecond. Memory: 12
-// bytes and three bits a page (3 MiB per GiB of image), some 64 bytes for each host.
+// bytes and four bits a page (3 MiB per GiB of image), some 64 bytes for each host.
 #pragma once
 
 #include <array>
@@ -85,7 +85,7 @@ class Origin {
   void set_queued_bytes(uint64_t bytes) { queued_bytes_ = bytes; }
 
   // A receiver's report of another host. Two reporters of wrong bytes, and nobody is sent there any
-  // more; one, and that one is not.
+  // more; one, and that one is not. Not for hosts that are forgotten already.
   void report_wrong(HostNumber reporter, HostNumber host);
   void report_slow(HostNumber reporter, HostNumber host, Nanos now);
   // The host is gone, or its number is to be used again: nothing of it is left. Costs a pass over
@@ -136,6 +136,7 @@ class Origin {
   size_t usable_holders(const Fetch& fetch, uint32_t page, Nanos now, Hosts& hosts) const;
   void redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decision);
   bool redirect_to_listeners(const Fetch& fetch, Nanos now, Decision& decision);
+  void note_left(Run run);
   void give(const Fetch& fetch, Decision& decision);
   [[nodiscard]] bool may_send_to(HostNumber asker, HostNumber host, Nanos now) const;
   // `draw`: one random number for a whole run, so that its pages stay together. `certain`: it was
@@ -151,6 +152,7 @@ class Origin {
   HostNumber first_host_ = kNoHost;
   bool first_known_ = false;
   uint64_t queued_bytes_ = 0;
+  uint64_t left_ = 0, distinct_ = 0;  // pages that were sent, and different ones
   std::vector<Wrong> wrong_;
   std::vector<Slow> slow_;
   std::vector<uint32_t> load_;  // by host number: pages that others were sent there for, halved

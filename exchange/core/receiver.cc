@@ -22,7 +22,8 @@ Receiver::Receiver(uint32_t pages, HostNumber origin, const ReceiverOptions& opt
       hedge_delay_(std::max(options.hedge_least, kHedgeUnknown)),
       demand_timeout_(options.demand_timeout),
       bulk_timeout_(options.bulk_timeout),
-      rate_(options.background_bytes_per_s) {
+      rate_(options.background_bytes_per_s),
+      window_(options.bulk_window_pages) {
   transfers_.reserve(64);
   demands_.reserve(64);
 }

@@ -304,7 +304,8 @@ class Receiver {
   uint64_t rate_ = 0;  // bytes per second, 0: no limit
   double tokens_ = 0;  // bytes
   Nanos tokens_at_ = INT64_MIN;
-  Nanos bulk_at_ = kNever;                     // pump() has something to do then
+  uint32_t window_;         // pages of bulk in flight: less where they do not come in time
+  Nanos bulk_at_ = kNever;  // pump() has something to do then
   uint32_t hot_cursor_ = 0, fill_cursor_ = 0;  // blocks of 64 pages below are complete
   std::deque<Near> near_;
   ReceiverCounters counters_;

@@ -3,6 +3,11 @@
 #include "exchange/core/runs.h"
 
 namespace snow::exchange {
+namespace {
+
+constexpr uint32_t kWindowStep = 8;  // pages, for each answer in time
+
+}  // namespace
 
 Receiver::Transfer* Receiver::find(AskId ask) {
   for (Transfer& transfer : transfers_) {
@@ -35,6 +40,9 @@ void Receiver::sample(Transfer& transfer, Nanos now) {
   transfer.sampled = true;
   Latency& latency = transfer.lane == Lane::demand ? ask_latency_ : bulk_latency_;
   latency.add(now - transfer.sent);
+  if (transfer.lane != Lane::demand) {
+    window_ = std::min(window_ + kWindowStep, options_.bulk_window_pages);
+  }
   if (latency.count() % 16 == 8) learn();
 }
 
@@ -87,6 +95,11 @@ void Receiver::coming(AskId ask, Run run, Nanos wait, Nanos now, Actions& out) {
   part.state = Transfer::State::coming;
   part.until = now + std::clamp<Nanos>(wait, kMillisecond, kSecond);
   transfers_.push_back(part);
+  for (Demand& demand : demands_) {  // then it is asked again anyway
+    if (!demand.watch && overlap(demand.run, run).count > 0) {
+      demand.hedge_at = std::max(demand.hedge_at, part.until + hedge_delay_);
+    }
+  }
 }
 
 void Receiver::retry(AskId ask, Run run, Nanos after, Nanos now, Actions& out) {

@@ -32,13 +32,14 @@ void Receiver::note_near(Run run) {
 
 bool Receiver::next_bulk(Run& run, Lane& lane, Nanos now) {
   const uint32_t blocks = present_.blocks();
+  const uint32_t run_most = std::min(kMaxRunPages, window_);
   lane = Lane::hot;
   if (hot_left_ > 0) {
     while (hot_cursor_ < blocks && (hot_.block(hot_cursor_) & ~present_.block(hot_cursor_)) == 0) {
       ++hot_cursor_;
     }
     for (uint32_t block = hot_cursor_; block < blocks; ++block) {
-      if (hot_.block(block) != 0 && pick(block, hot_.block(block), kMaxRunPages, run)) return true;
+      if (hot_.block(block) != 0 && pick(block, hot_.block(block), run_most, run)) return true;
     }
   }
   if (!fill_) return false;
@@ -48,7 +49,7 @@ bool Receiver::next_bulk(Run& run, Lane& lane, Nanos now) {
   while (!near_.empty()) {
     Near& near = near_.front();
     if (near.left > 0 && near.block < blocks) {
-      if (pick(near.block, ~uint64_t{0}, kMaxRunPages, run)) return true;
+      if (pick(near.block, ~uint64_t{0}, run_most, run)) return true;
       ++near.block;
       --near.left;
     } else {
@@ -60,7 +61,7 @@ bool Receiver::next_bulk(Run& run, Lane& lane, Nanos now) {
     ++fill_cursor_;
   }
   for (uint32_t block = fill_cursor_; block < blocks; ++block) {
-    if (pick(block, ~uint64_t{0}, kMaxRunPages, run)) return true;
+    if (pick(block, ~uint64_t{0}, run_most, run)) return true;
   }
   return false;
 }
@@ -93,7 +94,7 @@ void Receiver::pump(Nanos now, Actions& out) {
   }
   const bool busy = std::any_of(demands_.begin(), demands_.end(),
                                 [](const Demand& demand) { return !demand.watch; });
-  const uint32_t most = busy ? options_.bulk_window_pages_busy : options_.bulk_window_pages;
+  const uint32_t most = std::min(window_, busy ? options_.bulk_window_pages_busy : window_);
   while (runs < options_.bulk_window_runs && pages < most) {
     Run run;
     Lane lane;

@@ -11,6 +11,7 @@ namespace {
 constexpr Nanos kHedgeMost = kSecond;
 constexpr Nanos kTimeoutMost = 60 * kSecond;
 constexpr Nanos kShunTime = 2 * kSecond;
+constexpr uint32_t kWindowLeast = 8;
 constexpr uint64_t kSamples = 8;
 constexpr size_t kShunnedMost = 4096;
 
@@ -84,6 +85,7 @@ void Receiver::next_source(Transfer part, Nanos now, Actions& out) {
 
 void Receiver::lose(Transfer part, Nanos now, Actions& out) {
   ++counters_.failures;
+  if (part.lane != Lane::demand && now >= part.until) window_ = std::max(window_ / 2, kWindowLeast);
   if (part.failures < 8) ++part.failures;
   if (part.host != origin_) {
     shun(part.host, now + kShunTime);
@@ -168,7 +170,8 @@ void Receiver::learn() {
 
 Nanos Receiver::timeout(Lane lane, uint8_t failures) const {
   const Nanos base = lane == Lane::demand ? demand_timeout_ : bulk_timeout_;
-  return std::min(base << std::min<int>(failures, 6), kTimeoutMost);
+  // No more than that: a source that is back is to be noticed soon.
+  return std::min(base << std::min<int>(failures, 2), kTimeoutMost);
 }
 
 void Receiver::hedge(size_t index, Nanos now, Actions& out) {
@@ -180,19 +183,23 @@ void Receiver::hedge(size_t index, Nanos now, Actions& out) {
     return;
   }
   uint64_t slow = missing(demand.run);
+  uint64_t slow_peer = 0;
   for (const Transfer& transfer : transfers_) {
     // Asked of the origin as a demand: there is nothing better. To be asked later: see expire().
     const bool best = transfer.state == Transfer::State::later ||
                       (transfer.state == Transfer::State::asked && transfer.host == origin_ &&
                        transfer.lane == Lane::demand);
-    if (best) slow &= ~moved(transfer.open, transfer.run.first, demand.run.first);
+    const uint64_t covers = moved(transfer.open, transfer.run.first, demand.run.first);
+    if (best) slow &= ~covers;
+    if (transfer.host != origin_) slow_peer |= covers;
   }
   for_each_run(slow, demand.run.first, [&](Run piece) {
     Transfer transfer;
     transfer.run = piece;
     transfer.open = low_bits(piece.count);
     transfer.host = origin_;
-    transfer.no_redirect = true;
+    transfer.no_redirect =
+        (slow_peer & moved(low_bits(piece.count), piece.first, demand.run.first)) != 0;
     transfer.demand = demand.id;
     ++counters_.hedges;
     out.asks.push_back(send(transfer, now));

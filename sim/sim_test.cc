@@ -1,0 +1,56 @@
+// Every scenario with some seeds and few hosts: what must hold holds. tests/soak/simulate runs many
+// more. And the simulator itself: the same seed gives the same run.
+#include <gtest/gtest.h>
+
+#include "sim/world.h"
+
+namespace snow::sim {
+namespace {
+
+constexpr uint64_t kSeeds = 20;
+
+class ScenarioTest : public testing::TestWithParam<ScenarioName> {};
+
+TEST_P(ScenarioTest, holds) {
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    const auto hosts = static_cast<uint32_t>(2 + mix(seed) % 23);
+    const Result result = World(make_scenario(GetParam().name, seed, hosts)).run();
+    EXPECT_EQ(result.violation, "")
+        << "snow-sim --scenario " << GetParam().name << " --seed " << seed << " --hosts " << hosts;
+  }
+}
+
+std::string test_name(const testing::TestParamInfo<ScenarioName>& info) {
+  std::string name(info.param.name);
+  for (char& letter : name) {
+    if (letter == '-') letter = '_';
+  }
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ScenarioTest, testing::ValuesIn(scenario_names()), test_name);
+
+TEST(World, the_same_seed_gives_the_same_run) {
+  const Result first = World(make_scenario("chaos", 7, 12)).run();
+  const Result second = World(make_scenario("chaos", 7, 12)).run();
+  const Result other = World(make_scenario("chaos", 8, 12)).run();
+  EXPECT_EQ(first.fingerprint, second.fingerprint);
+  EXPECT_NE(first.fingerprint, other.fingerprint);
+}
+
+TEST(World, a_hundred_hosts_relay_and_multicast) {
+  for (const char* name : {"relay", "multicast"}) {
+    const Result result = World(make_scenario(name, 1, 100)).run();
+    EXPECT_EQ(result.violation, "") << name;
+    EXPECT_EQ(result.done.size(), 100u);
+  }
+}
+
+TEST(World, what_is_not_possible_is_noticed) {
+  Scenario scenario = make_scenario("unicast", 1, 4);
+  scenario.amplification_most = 1;  // four hosts, without relay
+  EXPECT_NE(World(scenario).run().violation, "");
+}
+
+}  // namespace
+}  // namespace snow::sim
