@@ -21,6 +21,7 @@ Multicast::Multicast(uint32_t pages, const MulticastOptions& options)
       coming_(options.on ? pages : 0),
       sent_(options.on ? pages : 0),
       urgent_(options.on ? pages : 0),
+      sent_after_(options.on ? pages : 0),
       rate_(static_cast<double>(options.rate_start)) {}
 
 const Multicast::Listener* Multicast::slot(HostNumber host) const {
@@ -51,12 +52,23 @@ bool Multicast::subscribe(HostNumber host, Nanos now) {
   for (const Left& entry : left_) {
     if (entry.host == host) return false;
   }
-  if (host >= slots_.size()) slots_.resize(size_t{host} + 1, -1);
-  slots_[host] = static_cast<int32_t>(listeners_.size());
+  if (host >= slots_.size()) {
+    slots_.resize(size_t{host} + 1, -1);
+    joined_.resize(size_t{host} + 1, 0);
+  }
+  if (joined_[host] == 0) {
+    if (joins_ < UINT16_MAX) ++joins_;
+    joined_[host] = joins_;
+  }
   Listener listener;
   listener.host = host;
   listener.since = now;
-  listeners_.push_back(listener);
+  listener.joined = joined_[host];
+  const auto at =
+      std::partition_point(listeners_.begin(), listeners_.end(),
+                           [&](const Listener& other) { return other.joined <= listener.joined; });
+  listeners_.insert(at, listener);
+  number_slots();
   hello_due_ = true;
   return true;
 }
@@ -65,12 +77,16 @@ void Multicast::unsubscribe(HostNumber host) {
   Listener* const listener = slot(host);
   if (listener == nullptr) return;
   set_hears(*listener, false);
-  const int32_t index = slots_[host];
-  slots_[listeners_.back().host] = index;
-  *listener = listeners_.back();
-  listeners_.pop_back();
+  listeners_.erase(listeners_.begin() + slots_[host]);
   slots_[host] = -1;
+  number_slots();
   if (listeners_.empty()) drop_queue();
+}
+
+void Multicast::number_slots() {
+  for (size_t i = 0; i < listeners_.size(); ++i) {
+    slots_[listeners_[i].host] = static_cast<int32_t>(i);
+  }
 }
 
 void Multicast::drop_queue() {
@@ -155,15 +171,17 @@ double Multicast::queued_bytes(Lane lane) const {
   return static_cast<double>(pages * kPageBytes);
 }
 
-bool Multicast::heard(HostNumber host, uint32_t page, Nanos now) const {
-  const Listener* const listener = slot(host);
-  if (listener == nullptr) return false;
-  if (listener->since < now - options_.duplicate_window) return true;
-  for (auto window = windows_.rbegin(); window != windows_.rend(); ++window) {
-    if (window->until - options_.duplicate_window < listener->since) return false;
-    if (window->run.contains(page)) return true;
-  }
-  return true;
+bool Multicast::heard(HostNumber host, uint32_t page) const {
+  return was_sent(page) && host < joined_.size() && joined_[host] != 0 &&
+         joined_[host] <= sent_after_[page];
+}
+
+size_t Multicast::listeners_before(uint32_t page) const {
+  if (!was_sent(page)) return 0;
+  const auto end = std::partition_point(
+      listeners_.begin(), listeners_.end(),
+      [&](const Listener& listener) { return listener.joined <= sent_after_[page]; });
+  return static_cast<size_t>(end - listeners_.begin());
 }
 
 bool Multicast::has_room(Lane lane) const {
@@ -223,6 +241,7 @@ std::optional<Run> Multicast::next(Nanos now) {
       tokens_ -= double{kPageBytes} * piece.count;
       if (bursts_++ == 0) first_burst_ = now;
       sent_.set(piece);
+      std::fill_n(sent_after_.begin() + piece.first, piece.count, joins_);
       windows_.push_back({piece, now + options_.duplicate_window});
       return piece;
     }
@@ -273,6 +292,7 @@ void Multicast::tick(Nanos now, std::vector<HostNumber>& leave) {
 
 void Multicast::forget_host(HostNumber host) {
   unsubscribe(host);
+  if (host < joined_.size()) joined_[host] = 0;
   std::erase_if(left_, [&](const Left& entry) { return entry.host == host; });
 }
 

@@ -10,8 +10,8 @@
 // Only a listener that has got something is told to wait for a multicast. If `probe_bursts` were
 // sent and after `probe_time` nobody has got anything, multicast is off for `off_time`.
 //
-// Memory: three bits a page, the queue (at most `queue_most` of sending time), some 50 bytes for
-// each listener.
+// Memory: three bits and two bytes a page, the queue (at most `queue_most` of sending time), some
+// 50 bytes for each listener.
 #pragma once
 
 #include <cstdint>
@@ -77,8 +77,11 @@ class Multicast {
   // For Origin. Coming: in the queue, or sent within the window.
   [[nodiscard]] bool is_coming(uint32_t page) const { return on() && coming_.test(page); }
   [[nodiscard]] bool was_sent(uint32_t page) const { return on() && sent_.test(page); }
-  // The host listened when the page was sent; only for pages within the window.
-  [[nodiscard]] bool heard(HostNumber host, uint32_t page, Nanos now) const;
+  // The host had joined when the page was sent (as far as 65,535 joins can be told apart): it has
+  // it, or missed it. Stays true when it leaves.
+  [[nodiscard]] bool heard(HostNumber host, uint32_t page) const;
+  // listener(0) up to this one had joined when the page was sent.
+  [[nodiscard]] size_t listeners_before(uint32_t page) const;
   [[nodiscard]] bool has_room(Lane lane) const;
   void queue(Run run, Lane lane);
   // It is coming, and now a demand waits for it: ahead of bulk.
@@ -97,7 +100,8 @@ class Multicast {
     uint32_t missed_in_a_row = 0;
     double loss = 0;  // smoothed
     Nanos reported = INT64_MIN;
-    Nanos since = 0;  // subscribed
+    Nanos since = 0;      // subscribed
+    uint16_t joined = 0;  // as in joined_
     Nanos lossy_since = kNever;
   };
   struct Left {
@@ -117,12 +121,16 @@ class Multicast {
   void refill(Nanos now);
   [[nodiscard]] double queued_bytes(Lane lane) const;  // ahead of what is queued at its end now
   void drop_queue();
+  void number_slots();
 
   const MulticastOptions options_;
   PageMap coming_, sent_;
-  PageMap urgent_;  // in the demands' queue, and perhaps in another as well
-  std::vector<Listener> listeners_;
-  std::vector<int32_t> slots_;  // by host number, -1: does not listen
+  PageMap urgent_;                    // in the demands' queue, and perhaps in another as well
+  std::vector<uint16_t> sent_after_;  // by page: how many had joined when it was sent
+  std::vector<uint16_t> joined_;      // by host number: its place among all who joined, 0: never
+  uint16_t joins_ = 0;                // saturates
+  std::vector<Listener> listeners_;   // in the order of joined
+  std::vector<int32_t> slots_;        // by host number, -1: does not listen
   size_t hearing_ = 0;
   std::vector<Left> left_;
   std::deque<Run> queues_[3];

@@ -36,7 +36,7 @@ Origin::Way Origin::way_of(const Fetch& fetch, uint32_t page, Nanos now) const {
     if (multicast_.is_coming(page)) {
       // Not for one who waited for it and missed it, or who joined after it was sent.
       const bool missed =
-          multicast_.was_sent(page) && (fetch.again || !multicast_.heard(fetch.host, page, now));
+          multicast_.was_sent(page) && (fetch.again || !multicast_.heard(fetch.host, page));
       if (!missed && multicast_.hears(fetch.host)) return Way::already_coming;
     } else if (!multicast_.was_sent(page)) {
       // Before anybody has heard anything all count, to find out.
@@ -54,8 +54,10 @@ Origin::Way Origin::way_of(const Fetch& fetch, uint32_t page, Nanos now) const {
     }
   }
   if (!fetch.no_redirect && options_.redirects) {
-    if (enabled && multicast_.was_sent(page) && multicast_.hearing() > 1) return Way::listeners;
-    const bool spare = fetch.lane == Lane::demand && state.given < options_.direct_copies &&
+    const bool sent = multicast_.was_sent(page);
+    if (sent && enabled && multicast_.hearing() > 1) return Way::listeners;
+    const bool spare = !sent && fetch.lane == Lane::demand &&
+                       state.given < options_.direct_copies &&
                        queued_bytes_ < options_.loaded_bytes;
     Hosts hosts;
     if (!spare && usable_holders(fetch, page, now, hosts) > 0) return Way::redirect;
@@ -147,11 +149,11 @@ size_t Origin::usable_holders(const Fetch& fetch, uint32_t page, Nanos now, Host
   return count;
 }
 
-void Origin::redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decision) {
-  // As many pages as have a holder in common.
-  Hosts common;
+// Those that all pages of the decision have in common; it is cut to as many as have any.
+size_t Origin::common_holders(const Fetch& fetch, Nanos now, Decision& decision,
+                              Hosts& common) const {
   size_t count = usable_holders(fetch, decision.run.first, now, common);
-  for (uint32_t i = 1; i < decision.run.count; ++i) {
+  for (uint32_t i = 1; i < decision.run.count && count > 0; ++i) {
     const Hosts& holders = pages_[decision.run.first + i].holders;
     Hosts both;
     size_t left = 0;
@@ -167,6 +169,12 @@ void Origin::redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decisi
     count = left;
     common = both;
   }
+  return count;
+}
+
+void Origin::redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decision) {
+  Hosts common;
+  const size_t count = common_holders(fetch, now, decision, common);
   // The one that was named least lately first; which of equals is left to chance.
   std::rotate(common.begin(), common.begin() + static_cast<ptrdiff_t>(random() % count),
               common.begin() + static_cast<ptrdiff_t>(count));
@@ -175,16 +183,27 @@ void Origin::redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decisi
   decision.kind = Decision::Kind::redirect;
   decision.host_count = static_cast<uint8_t>(std::min(count, kMaxRedirectHosts));
   std::copy_n(common.begin(), decision.host_count, decision.hosts.begin());
-  // A second ask could lead to a host that waits for this one.
-  decision.no_wait = fetch.again;
+  decision.no_wait = no_wait(fetch, decision);
   add_load(decision.hosts[0], decision.run.count);
   counters_.pages_redirected += decision.run.count;
-  if (!fetch.again) record(fetch.host, decision.run, random(), false);
+  if (!decision.no_wait) record(fetch.host, decision.run, random(), false);
+}
+
+// May a redirected host wait at another one? Not if it asks again: that one may wait for it. Nor if
+// it was there when the page was multicast: then others who came later may wait for it, and nobody
+// knows who got it. Cuts the decision to pages for which the answer is the same.
+bool Origin::no_wait(const Fetch& fetch, Decision& decision) const {
+  const bool heard = multicast_.heard(fetch.host, decision.run.first);
+  for (uint32_t i = 1; i < decision.run.count; ++i) {
+    if (multicast_.heard(fetch.host, decision.run.first + i) != heard) decision.run.count = i;
+  }
+  return fetch.again || heard;
 }
 
 bool Origin::redirect_to_listeners(const Fetch& fetch, Nanos now, Decision& decision) {
   decision.kind = Decision::Kind::redirect;
-  decision.no_wait = true;
+  decision.no_wait = no_wait(fetch, decision);
+  const uint32_t page = decision.run.first;
   const auto add = [&](HostNumber host) {
     const auto end = decision.hosts.begin() + decision.host_count;
     if (decision.host_count == kMaxRedirectHosts || !may_send_to(fetch.host, host, now) ||
@@ -193,20 +212,29 @@ bool Origin::redirect_to_listeners(const Fetch& fetch, Nanos now, Decision& deci
     }
     decision.hosts[decision.host_count++] = host;
   };
-  // One that was given the page itself is sure to have it.
+  // All that is said holds for every page of the run: else somebody waits at a host that came
+  // later.
   Hosts holders;
-  const size_t count = usable_holders(fetch, decision.run.first, now, holders);
+  const size_t count = common_holders(fetch, now, decision, holders);
+  size_t listeners = multicast_.listeners_before(page);
+  for (uint32_t i = 1; i < decision.run.count; ++i) {
+    listeners = std::min(listeners, multicast_.listeners_before(page + i));
+  }
+  // One that was given the page itself is sure to have it; the others may have missed it.
   if (count > 0) add(holders[random() % count]);
-  for (size_t tries = 0; tries < 4 * kMaxRedirectHosts; ++tries) {
-    const HostNumber host = multicast_.listener(random() % multicast_.listeners());
+  for (size_t tries = 0; listeners > 0 && tries < 4 * kMaxRedirectHosts; ++tries) {
+    const HostNumber host = multicast_.listener(random() % listeners);
     if (multicast_.hears(host)) add(host);
   }
   if (decision.host_count == 0) {
     decision.no_wait = false;
     return false;
   }
+  std::stable_sort(decision.hosts.begin(), decision.hosts.begin() + decision.host_count,
+                   [&](HostNumber a, HostNumber b) { return load_of(a) < load_of(b); });
   add_load(decision.hosts[0], decision.run.count);
   counters_.pages_redirected += decision.run.count;
+  if (!decision.no_wait) record(fetch.host, decision.run, random(), false);
   return true;
 }
 
@@ -304,6 +332,7 @@ void Origin::push(Run run, Lane lane) {
   for (uint32_t at = run.first; at < run.end(); at += kMaxRunPages) {
     const Run piece{at, std::min(kMaxRunPages, run.end() - at)};
     multicast_.queue(piece, lane);
+    note_left(piece);
     counters_.pages_multicast += piece.count;
   }
 }

@@ -6,8 +6,9 @@
 //     origin's own link is busy), never to one that is gone, reported or congested. Since a host is
 //     only sent to earlier ones, and only on its first ask, nobody waits in a circle.
 //   - With two or more listeners that do not have it, a page is multicast once; those who ask
-//     within `duplicate_window` are told that it is coming. Who missed it asks `again` and is given
-//     it, or sent to a listener (who answers at once with what it has: no_wait).
+//     within `duplicate_window` are told that it is coming. Who missed it asks `again` and is sent
+//     to others who listened, who answer at once with what they have (no_wait). Who joined later is
+//     sent to them too, and may wait there.
 //   - The pages that the first host demanded are the working set.
 //
 // Who was given a page: up to four hosts for each, a uniform sample of all who asked so far. A
@@ -16,7 +17,8 @@
 // takes.
 //
 // Not thread-safe; no call blocks. Cost: on_fetch of one page well under a microsecond. Memory: 12
-// bytes and four bits a page (3 MiB per GiB of image), some 64 bytes for each host.
+// bytes and a bit a page, with multicast 14 bytes (3.5 MiB per GiB of image), some 64 bytes for
+// each host.
 #pragma once
 
 #include <array>
@@ -134,9 +136,11 @@ class Origin {
   using Hosts = std::array<HostNumber, 4>;
   // The page's holders that the asker may be sent to; the rest is kNoHost. How many: count.
   size_t usable_holders(const Fetch& fetch, uint32_t page, Nanos now, Hosts& hosts) const;
+  size_t common_holders(const Fetch& fetch, Nanos now, Decision& decision, Hosts& common) const;
   void redirect_to_holders(const Fetch& fetch, Nanos now, Decision& decision);
   bool redirect_to_listeners(const Fetch& fetch, Nanos now, Decision& decision);
   void note_left(Run run);
+  bool no_wait(const Fetch& fetch, Decision& decision) const;
   void give(const Fetch& fetch, Decision& decision);
   [[nodiscard]] bool may_send_to(HostNumber asker, HostNumber host, Nanos now) const;
   // `draw`: one random number for a whole run, so that its pages stay together. `certain`: it was

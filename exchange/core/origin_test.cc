@@ -249,7 +249,9 @@ RC_GTEST_PROP(Origin, sends_only_to_earlier_hosts, ()) {
         for (size_t i = 0; i < decision.host_count; ++i) {
           RC_ASSERT(decision.hosts[i] != host);
           if (decision.no_wait) continue;
-          RC_ASSERT(std::find(list.begin(), list.end(), decision.hosts[i]) != list.end());
+          RC_ASSERT(std::find(list.begin(), list.end(), decision.hosts[i]) != list.end() ||
+                    origin.multicast().heard(decision.hosts[i], page));
+          RC_ASSERT(!origin.multicast().heard(host, page));
           RC_ASSERT(std::find(list.begin(), list.end(), host) == list.end());
         }
         if (decision.kind == Kind::give || told) {

@@ -89,12 +89,17 @@ bool Receiver::wanted_by_demand(Run run) const {
   });
 }
 
-// A demand does not wait for pages of bulk that the origin has put off.
-void Receiver::steal_later(Run run) {
+// A demand does not wait for bulk that the origin has put off or is about to multicast some time:
+// it asks itself, and the origin sends it sooner.
+void Receiver::steal(Run run) {
   for (size_t i = transfers_.size(); i-- > 0;) {
     Transfer& transfer = transfers_[i];
-    if (transfer.state != Transfer::State::later || transfer.lane == Lane::demand) continue;
-    transfer.open &= ~moved(low_bits(run.count), run.first, transfer.run.first);
+    if (transfer.state == Transfer::State::asked || transfer.lane == Lane::demand) continue;
+    const uint64_t taken =
+        transfer.open & moved(low_bits(run.count), run.first, transfer.run.first);
+    if (taken == 0) continue;
+    for_each_run(taken, transfer.run.first, [&](Run piece) { asked_.reset(piece); });
+    transfer.open &= ~taken;
     if (transfer.open == 0) remove(transfer);
   }
 }
@@ -105,7 +110,7 @@ Want Receiver::want(Run run, Nanos now, Actions& out) {
   const uint64_t miss = missing(run);
   if (miss == 0) return want;
   ++counters_.demands;
-  steal_later(run);
+  steal(run);
   want.demand = ++last_id_;
   demands_.push_back({want.demand, run, now, now + hedge_delay_, false});
   if (fill_) note_near(run);

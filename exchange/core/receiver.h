@@ -250,7 +250,7 @@ class Receiver {
   [[nodiscard]] uint64_t uncovered(uint32_t first, uint64_t mask, bool soon) const;
   [[nodiscard]] bool wanted_by_demand(Run run) const;
   void release_watches(Actions& out);
-  void steal_later(Run run);
+  void steal(Run run);
 
   // receiver_answers.cc
   Transfer* find(AskId ask);
