@@ -184,14 +184,36 @@ void Receiver::hedge(size_t index, Nanos now, Actions& out) {
   }
   uint64_t slow = missing(demand.run);
   uint64_t slow_peer = 0;
-  for (const Transfer& transfer : transfers_) {
+  Transfer other;  // asked of a peer, and the redirect named more of them
+  for (Transfer& transfer : transfers_) {
+    const uint64_t covers = moved(transfer.open, transfer.run.first, demand.run.first);
+    if ((covers & slow) == 0) continue;
     // Asked of the origin as a demand: there is nothing better. To be asked later: see expire().
     const bool best = transfer.state == Transfer::State::later ||
                       (transfer.state == Transfer::State::asked && transfer.host == origin_ &&
                        transfer.lane == Lane::demand);
-    const uint64_t covers = moved(transfer.open, transfer.run.first, demand.run.first);
     if (best) slow &= ~covers;
-    if (transfer.host != origin_) slow_peer |= covers;
+    if (transfer.host == origin_) continue;
+    slow_peer |= covers;
+    if (transfer.candidates > 0 && other.candidates == 0) {
+      other = transfer;
+      transfer.candidates = 0;
+    }
+  }
+  if (other.candidates > 0 && slow != 0) {
+    // Another peer first: with many hosts the origin could not give every slow page itself.
+    other.lane = Lane::demand;
+    other.failures = 0;
+    other.demand = demand.id;
+    other.host = other.hosts[--other.candidates];
+    const uint64_t open = other.open & ~present_.bits(other.run.first);
+    slow &= ~moved(open, other.run.first, demand.run.first);
+    for_each_run(open, other.run.first, [&](Run piece) {
+      other.run = piece;
+      other.open = low_bits(piece.count);
+      ++counters_.hedges;
+      out.asks.push_back(send(other, now));
+    });
   }
   for_each_run(slow, demand.run.first, [&](Run piece) {
     Transfer transfer;
