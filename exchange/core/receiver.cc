@@ -54,7 +54,8 @@ void Receiver::drop(Run run) {
   run = overlap(run, {0, present_.size()});
   for (uint32_t page = run.first; page < run.end(); ++page) {
     if (zero_.test(page) || present_.reset({page, 1}) == 0) continue;
-    asked_.reset({page, 1});
+    // Others may have been sent here for it: this host must not wait at them when it asks again.
+    asked_.set({page, 1});
     if (hot_.test(page)) ++hot_left_;
   }
   fill_cursor_ = 0;

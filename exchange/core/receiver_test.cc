@@ -151,8 +151,11 @@ TEST_F(ReceiverTest, a_host_that_gave_wrong_bytes_is_not_asked_again) {
 TEST_F(ReceiverTest, a_slow_peer_is_hedged_and_the_first_answer_wins) {
   learn_fast();
   const Want wanted = want(7);
-  redirect(wanted.ask, {3});
+  redirect(wanted.ask, {3, 4});
   const Ask slow = out.asks.at(0);
+  EXPECT_LT(until_asked(), 20 * kMillisecond);
+  ASSERT_THAT(out.asks, SizeIs(1));
+  EXPECT_EQ(out.asks[0].host, 4);  // the other peer first
   EXPECT_LT(until_asked(), 20 * kMillisecond);
   ASSERT_THAT(out.asks, SizeIs(1));
   EXPECT_EQ(out.asks[0].host, kOrigin);
@@ -336,6 +339,14 @@ TEST_F(ReceiverTest, a_forgotten_host_is_nobodys_candidate) {
   receiver.forget_host(3, now, out);
   ASSERT_THAT(out.asks, SizeIs(1));
   EXPECT_EQ(out.asks[0].host, kOrigin);
+}
+
+TEST_F(ReceiverTest, a_page_that_was_dropped_is_asked_again_and_not_waited_for_at_peers) {
+  receiver.set_present({7, 1});
+  receiver.drop({7, 1});
+  const Want wanted = want(7);
+  EXPECT_EQ(wanted.state, Want::State::ask);
+  EXPECT_TRUE(wanted.ask.again);
 }
 
 TEST_F(ReceiverTest, zeros_are_here_and_are_zeros) {
