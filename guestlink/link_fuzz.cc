@@ -67,7 +67,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
         (void)session->prepare(0);
         break;
       case 4:
-        (void)session->resume({}, 0);
+        if (!session->resume_begun()) session->begin_resume({});
+        if (op % 2 == 0) (void)session->finish_resume(0);
         break;
       default:
         break;
