@@ -11,6 +11,7 @@ namespace {
 constexpr Nanos kHedgeMost = kSecond;
 constexpr Nanos kTimeoutMost = 60 * kSecond;
 constexpr Nanos kShunTime = 2 * kSecond;
+constexpr Nanos kShunTimeSilent = 60 * kSecond;  // it let a deadline pass: each more costs another
 constexpr uint32_t kWindowLeast = 8;
 constexpr uint64_t kSamples = 8;
 constexpr size_t kShunnedMost = 4096;
@@ -88,7 +89,7 @@ void Receiver::lose(Transfer part, Nanos now, Actions& out) {
   if (part.lane != Lane::demand && now >= part.until) window_ = std::max(window_ / 2, kWindowLeast);
   if (part.failures < 8) ++part.failures;
   if (part.host != origin_) {
-    shun(part.host, now + kShunTime);
+    shun(part.host, now + (now >= part.until ? kShunTimeSilent : kShunTime));
     out.reports.push_back({Report::Kind::slow, part.host});
     next_source(part, now, out);
     return;
