@@ -87,7 +87,8 @@ class Exchange {
   Result<std::shared_ptr<RemoteLayer>> reopen(const std::string& path);
 
   // Drops about `bytes` of what layers have cached, least needed first, and returns how many it
-  // could. Only pages that their origin is known to have still.
+  // could. Only pages that their origin, which is asked, still has; none of a layer that is being
+  // filled. What is dropped comes again when it is read.
   uint64_t evict(uint64_t bytes);
 
   // What is known of other hosts, all optional: down, and asks of it go elsewhere at once; up, and

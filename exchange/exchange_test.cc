@@ -301,7 +301,6 @@ TEST(Exchange, WhatIsEvictedComesAgain) {
   const auto pattern = std::make_shared<Pattern>(uint64_t{4} << 20, 3, 6);
   const auto layer = hosts.open(hosts.a.exchange->offer(pattern));
   ASSERT_TRUE(layer->detach(20'000));
-  layer->pause_fill();
   const uint64_t dropped = hosts.b.exchange->evict(1 << 20);
   EXPECT_GE(dropped, 1u << 20);
   EXPECT_LT(dropped, 2u << 20);

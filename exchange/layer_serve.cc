@@ -77,6 +77,12 @@ bool LayerState::origin_has_it() {
 uint64_t LayerState::evict(uint64_t bytes) {
   const Active active(*this);
   if (!active || cache_->present_pages() == 0 || !origin_has_it()) return 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (fill_ && !complete_) return 0;  // it would be fetched again at once
+    fill_ = false;
+    apply_fill();
+  }
   const auto is_hot = [&](uint32_t page) {
     return std::any_of(descriptor_.hot.begin(), descriptor_.hot.end(),
                        [&](const Run& run) { return run.contains(page); });

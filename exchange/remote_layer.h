@@ -44,7 +44,8 @@ class RemoteLayer : public Layer {
   void keep() override;
 
   // Is given pages that nobody asked for by read() (multicast, hot set, fill) once they are
-  // verified: offset and bytes within the layer's size. A slow one slows the fill down, no read.
+  // verified: offset and bytes within the layer's size. Pages of zeros are not handed out. A slow
+  // one slows the fill down, no read.
   using OnPages = std::function<void(uint64_t offset, std::span<const std::byte> bytes)>;
   void on_pages(OnPages callback);
   // Called once, when nothing is missing any more; at once if that is so already.

@@ -14,7 +14,10 @@ namespace snow::exchange {
 class Responder {
  public:
   Responder(peer::Connection& connection, Shared& shared)
-      : connection_(connection), shared_(shared), pages_(kMaxRunPages * kPageBytes) {}
+      : connection_(connection),
+        shared_(shared),
+        host_(shared.hosts.number(connection.host())),
+        pages_(kMaxRunPages * kPageBytes) {}
 
   // Room for the bytes of a run.
   std::span<std::byte> room(uint32_t pages) {
@@ -39,7 +42,7 @@ class Responder {
     wire::encode(zeros, bits, out_);
     return send(wire::Type::zeros);
   }
-  [[nodiscard]] HostNumber host() { return shared_.hosts.number(connection_.host()); }
+  [[nodiscard]] HostNumber host() const { return host_; }
 
  private:
   Result<void> send(wire::Type type);
@@ -47,6 +50,7 @@ class Responder {
 
   peer::Connection& connection_;
   Shared& shared_;
+  const HostNumber host_;  // who asks
   wire::Buffer pages_, out_, scratch_;
   Packer packer_;
 };

@@ -41,10 +41,9 @@ uint32_t Receiver::mark(Run run) {
 void Receiver::set_present(Run run) { mark(run); }
 
 void Receiver::set_hot(Run run) {
-  hot_.set(run);
-  hot_left_ = 0;
-  for (uint32_t block = 0; block < hot_.blocks(); ++block) {
-    hot_left_ += static_cast<uint32_t>(std::popcount(hot_.block(block) & ~present_.block(block)));
+  run = overlap(run, {0, present_.size()});
+  for (uint32_t page = run.first; page < run.end(); ++page) {
+    if (hot_.set({page, 1}) != 0 && !present_.test(page)) ++hot_left_;
   }
   hot_cursor_ = 0;
   bulk_at_ = INT64_MIN;

@@ -359,6 +359,27 @@ TEST_F(ReceiverTest, zeros_are_here_and_are_zeros) {
 }
 
 // Not an assertion about time: it is printed (./receiver_test --gtest_filter=*cost*).
+TEST(ReceiverDrop, what_is_dropped_is_asked_for_again_and_zeros_stay) {
+  Receiver receiver(kPages, kOrigin, {});
+  Actions out;
+  receiver.set_present({0, 10});
+  receiver.zeros({10, 5}, 0, out);
+  receiver.set_hot({8, 1});
+  EXPECT_TRUE(receiver.hot_complete());
+  receiver.drop({5, 10});
+  EXPECT_EQ(receiver.pages_present(), 10u);
+  EXPECT_FALSE(receiver.present(5));
+  EXPECT_TRUE(receiver.present(4) && receiver.present(10) && receiver.present(14));
+  EXPECT_FALSE(receiver.hot_complete());
+  const Want want = receiver.want({5, 1}, 0, out);
+  ASSERT_EQ(want.state, Want::State::ask);
+  receiver.pages(want.ask.id, {5, 1}, 0, out);
+  receiver.set_hot({8, 2});
+  EXPECT_FALSE(receiver.hot_complete());
+  receiver.set_present({8, 2});
+  EXPECT_TRUE(receiver.hot_complete());
+}
+
 TEST(ReceiverCost, cost_of_a_demand) {
   constexpr uint32_t kMany = 1 << 18;
   Receiver receiver(kMany, kOrigin, {});
