@@ -93,4 +93,35 @@ std::vector<std::shared_ptr<Layer>> Image::layers() const { return state()->laye
 size_t Image::layer_count() const { return state()->layers.size(); }
 uint64_t Image::data_bytes() const { return state()->map.data_bytes(); }
 
+std::vector<Range> Image::data_ranges() const {
+  const auto shown = state();
+  // What each layer holds, by offset in the layer.
+  std::vector<std::vector<Range>> held(shown->layers.size());
+  for (size_t i = 0; i < held.size(); ++i) {
+    held[i] = {{0, shown->layers[i]->size_bytes()}};
+    if (const auto* file = dynamic_cast<const FileLayer*>(shown->layers[i].get())) {
+      if (auto found = file->data_ranges()) held[i] = std::move(*found);
+    }
+  }
+  std::vector<Range> ranges;
+  for (const Extent& extent : shown->map.extents()) {
+    const uint64_t layer_end = extent.layer_offset + extent.length;
+    const auto& in_layer = held[extent.layer];
+    auto at = std::partition_point(in_layer.begin(), in_layer.end(), [&](const Range& range) {
+      return range.offset + range.length <= extent.layer_offset;
+    });
+    for (; at != in_layer.end() && at->offset < layer_end; ++at) {
+      const uint64_t begin = std::max(at->offset, extent.layer_offset);
+      const uint64_t end = std::min(at->offset + at->length, layer_end);
+      const uint64_t offset = extent.offset + (begin - extent.layer_offset);
+      if (!ranges.empty() && ranges.back().offset + ranges.back().length == offset) {
+        ranges.back().length += end - begin;
+      } else {
+        ranges.push_back({offset, end - begin});
+      }
+    }
+  }
+  return ranges;
+}
+
 }  // namespace snow

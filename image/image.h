@@ -68,6 +68,9 @@ class Image : public Content {
   [[nodiscard]] std::vector<std::shared_ptr<Layer>> layers() const;
   [[nodiscard]] size_t layer_count() const;
   [[nodiscard]] uint64_t data_bytes() const;  // what is not zero by the extents
+  // The same as ranges, less the holes of the layers' files, sorted. Finding holes costs (see
+  // Holes); where it fails, the whole layer counts as data.
+  [[nodiscard]] std::vector<Range> data_ranges() const;
 
   // For the daemon that comes after this one: {"size", "layers": [paths], "extents": [offset,
   // length, layer, layer_offset, offset, ...]} (one flat list: there may be 600,000). Fails with

@@ -8,7 +8,7 @@
 // mount: it adds the same files again before start().
 //
 // Thread-safe. Reads are answered by several threads, so a slow source holds up only its readers
-// (until 64 reads wait at once).
+// (until 512 reads wait at once).
 //
 // Files can be opened O_RDWR, as QEMU does for memory that it maps private; writes are EROFS. Every
 // user who reaches the mount point may open them: the folder above it must keep others out.
@@ -45,7 +45,7 @@ class LazyFs {
                               // -1: a new mount is made
     int table_fd = -1;        // memfd with the table of unanswered requests; required
     bool use_resend = true;   // FUSE_NOTIFY_RESEND where the kernel has it; else the table
-    size_t threads = 4;       // at first; more are started when all are busy, up to 64
+    size_t threads = 4;       // at first; more are started when all are busy, up to 512
   };
   // Mounts (or takes over fuse_fd) but answers nothing before start(). A mount that is there
   // already and is not ours is Code::exists; one whose server is gone is replaced. fuse_fd of a

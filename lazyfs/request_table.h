@@ -24,7 +24,7 @@ namespace snow {
 
 class RequestTable {
  public:
-  static constexpr size_t kSlots = 64;           // also the limit of serving threads
+  static constexpr size_t kSlots = 512;          // also the limit of serving threads
   static constexpr size_t kSlotBytes = 8192;     // FUSE_MIN_READ_BUFFER, the least the kernel takes
   static constexpr size_t kUnboundFiles = 4096;  // more: the list gives up and says "all of them"
 
