@@ -34,7 +34,8 @@ class FieldReader {
   void words(const char* field, std::vector<std::string>& into, size_t most);
   void map(const char* field, std::map<std::string, std::string>& into);  // at most 1024
 
-  void need(const char* field);  // refuses its absence
+  void ignore(const char* field) { known_.emplace(field); }  // whatever it is
+  void need(const char* field);                              // refuses its absence
   [[nodiscard]] bool has(const char* field) const;
   [[nodiscard]] Result<void> done();
 

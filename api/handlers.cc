@@ -147,7 +147,8 @@ Result<Reply> fork(const Context& context) {
 
 Result<Reply> reserve(const Context& context) {
   SNOW_ASSIGN(const ReserveRequest request, parse_reserve(context.call.body));
-  return reply_with(201, context.host.reserve(context.name, request.count, request.minimum));
+  return reply_with(
+      201, context.host.reserve(context.name, request.count, request.minimum, request.placing));
 }
 
 Result<Reply> snapshot(const Context& context) {
@@ -183,6 +184,42 @@ Result<Reply> get_snapshot(const Context& context) {
 
 Result<Reply> remove_snapshot(const Context& context) {
   return reply_empty(context.host.remove_snapshot(context.name));
+}
+
+Result<Reply> detach(const Context& context) {
+  SNOW_ASSIGN(const int timeout_ms, parse_detach(context.call.body));
+  return reply_with(200, context.host.detach(context.name, timeout_ms));
+}
+
+Result<Reply> make_cluster(const Context& context) {
+  SNOW_ASSIGN(const ClusterRequest request, parse_cluster(context.call.body));
+  return reply_with(201, context.host.make_cluster(request));
+}
+
+Result<Reply> join_cluster(const Context& context) {
+  SNOW_ASSIGN(const JoinRequest request, parse_join_cluster(context.call.body));
+  return reply_with(201, context.host.join_cluster(request));
+}
+
+Result<Reply> make_join_token(const Context& context) {
+  SNOW_ASSIGN(const unsigned seconds, parse_token(context.call.body));
+  return reply_with(201, context.host.make_join_token(seconds));
+}
+
+Result<Reply> list_hosts(const Context& context) { return reply_with(200, context.host.hosts()); }
+
+Result<Reply> get_host(const Context& context) {
+  return reply_with(200, context.host.host(context.name));
+}
+
+Result<Reply> remove_host(const Context& context) {
+  SNOW_ASSIGN(const bool force, flag_of(context.call, "force"));
+  return reply_empty(context.host.remove_host(context.name, force));
+}
+
+Result<Reply> drain_host(const Context& context) {
+  SNOW_ASSIGN(const bool drain, parse_drain(context.call.body));
+  return reply_with(200, context.host.drain_host(context.name, drain));
 }
 
 }  // namespace snow::handlers

@@ -44,6 +44,15 @@ Result<Reply> list_snapshots(const Context& context);
 Result<Reply> get_snapshot(const Context& context);
 Result<Reply> remove_snapshot(const Context& context);
 
+Result<Reply> detach(const Context& context);
+Result<Reply> make_cluster(const Context& context);
+Result<Reply> join_cluster(const Context& context);
+Result<Reply> make_join_token(const Context& context);
+Result<Reply> list_hosts(const Context& context);
+Result<Reply> get_host(const Context& context);
+Result<Reply> remove_host(const Context& context);
+Result<Reply> drain_host(const Context& context);
+
 // Streams (handlers_stream.cc)
 Result<Reply> exec(const Context& context);
 Result<Reply> console(const Context& context);

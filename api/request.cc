@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "api/fields.h"
+#include "base/names.h"
 
 namespace snow {
 namespace {
@@ -10,6 +11,8 @@ namespace {
 constexpr int64_t kMostClones = 65535;  // the host's own limit is a setting, checked there
 constexpr int64_t kMostCpus = 255;
 constexpr size_t kMostArguments = 4096;
+constexpr size_t kMostHosts = 1024;
+constexpr size_t kMostUrls = 16;
 constexpr size_t kMostDepth = 8;  // of nesting; no request needs more than 2
 
 Result<nlohmann::json> parse_body(std::string_view body) {
@@ -33,6 +36,20 @@ Result<nlohmann::json> parse_body(std::string_view body) {
     return fail(Code::usage, "body: not JSON: {}",
                 end == std::string_view::npos ? what : what.substr(end + 2));
   }
+}
+
+void read_placing(FieldReader& fields, Placing& placing) {
+  fields.choice("place", placing.policy, {"local", "pack", "spread"});
+  fields.words("hosts", placing.hosts, kMostHosts);
+}
+
+// What the reader does not see.
+Result<void> check_placing(const Placing& placing) {
+  for (const std::string& host : placing.hosts) SNOW_TRY(check_name("hosts", host));
+  if (placing.policy == "local" && !placing.hosts.empty()) {
+    return fail(Code::invalid, "place local: the parent's host is meant; leave hosts out");
+  }
+  return {};
 }
 
 }  // namespace
@@ -105,7 +122,14 @@ Result<ForkRequest> parse_fork(std::string_view body, const std::string& vm) {
   fields.text("ticket", request.ticket, 128);
   fields.map("parameters", request.parameters);
   fields.flag("wait_for_ready", request.wait_for_ready);
+  read_placing(fields, request.placing);
   SNOW_TRY(fields.done());
+  SNOW_TRY(check_placing(request.placing));
+  for (const char* fixed : {"place", "hosts"}) {
+    if (!request.ticket.empty() && fields.has(fixed)) {
+      return fail(Code::invalid, "{}: the hosts were chosen with the ticket; leave it out", fixed);
+    }
+  }
   if (!request.ticket.empty() && fields.has("count")) {
     return fail(Code::invalid,
                 "count {}: a ticket makes all the clones that it granted; leave count out",
@@ -125,7 +149,9 @@ Result<ReserveRequest> parse_reserve(std::string_view body) {
   fields.need("count");
   fields.number("count", request.count, 1, kMostClones);
   fields.number("minimum", request.minimum, 0, kMostClones);
+  read_placing(fields, request.placing);
   SNOW_TRY(fields.done());
+  SNOW_TRY(check_placing(request.placing));
   if (request.minimum > request.count) {
     return fail(Code::invalid, "minimum {}: more than count, {}", request.minimum, request.count);
   }
@@ -149,6 +175,67 @@ Result<ExecRequest> parse_exec(std::string_view body) {
     return fail(Code::usage, "argv: names no program");
   }
   return request;
+}
+
+Result<ClusterRequest> parse_cluster(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  ClusterRequest request;
+  FieldReader fields(json);
+  fields.name("name", request.name);
+  fields.name("host_name", request.host_name);
+  fields.need("address");
+  fields.text("address", request.address, 128);
+  fields.words("etcd", request.etcd, kMostUrls);
+  fields.flag("plain", request.plain);
+  SNOW_TRY(fields.done());
+  for (const std::string& url : request.etcd) {
+    if (!url.starts_with("http://") && !url.starts_with("https://")) {
+      return fail(Code::invalid, "etcd '{}': must be a URL, as in http://10.0.0.7:2379",
+                  url.substr(0, 200));
+    }
+  }
+  return request;
+}
+
+Result<JoinRequest> parse_join_cluster(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  JoinRequest request;
+  FieldReader fields(json);
+  fields.need("token");
+  fields.text("token", request.token);
+  fields.name("host_name", request.host_name);
+  fields.need("address");
+  fields.text("address", request.address, 128);
+  SNOW_TRY(fields.done());
+  return request;
+}
+
+Result<unsigned> parse_token(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  unsigned seconds = kTokenSeconds;
+  FieldReader fields(json);
+  fields.number("seconds", seconds, 1, 31'536'000);
+  SNOW_TRY(fields.done());
+  return seconds;
+}
+
+Result<bool> parse_drain(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  bool drain = true;
+  FieldReader fields(json);
+  fields.need("drain");
+  fields.flag("drain", drain);
+  SNOW_TRY(fields.done());
+  return drain;
+}
+
+Result<int> parse_detach(std::string_view body) {
+  SNOW_ASSIGN(const nlohmann::json json, parse_body(body));
+  int64_t timeout_ms = -1;
+  FieldReader fields(json);
+  fields.number("timeout_ms", timeout_ms, -1, 86'400'000);
+  SNOW_TRY(fields.done());
+  return static_cast<int>(timeout_ms);
 }
 
 Result<unsigned> parse_stop(std::string_view body) {

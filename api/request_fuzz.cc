@@ -11,7 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace snow;
   if (size == 0) return 0;
   const std::string_view body(reinterpret_cast<const char*>(data + 1), size - 1);
-  switch (data[0] % 9) {
+  switch (data[0] % 11) {
     case 0:
       if (const auto run = parse_run(body); run && run->image.empty() == run->from.empty()) abort();
       break;
@@ -39,6 +39,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 7:
       if (const auto name = parse_snapshot(body); name && !check_name("snapshot", *name)) abort();
+      break;
+    case 8:
+      if (const auto made = parse_cluster(body); made && made->etcd.size() > 16) abort();
+      (void)parse_join_cluster(body);
+      break;
+    case 9:
+      (void)parse_token(body);
+      (void)parse_drain(body);
+      (void)parse_detach(body);
       break;
     default: {
       FrameReader reader;

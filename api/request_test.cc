@@ -95,6 +95,52 @@ TEST(Request, Fork) {
   EXPECT_EQ(parse_fork(R"({"count": 2, "minimum": 3})", "web").error().code, Code::invalid);
 }
 
+TEST(Request, PlacesOfClones) {
+  const auto fork = parse_fork(R"({"count": 8, "place": "spread", "hosts": ["a", "b"]})", "web");
+  ASSERT_TRUE(fork) << fork.error().message;
+  EXPECT_EQ(fork->placing.policy, "spread");
+  EXPECT_EQ(fork->placing.hosts, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(parse_fork("", "web")->placing.policy, "");
+  EXPECT_EQ(parse_reserve(R"({"count": 3, "place": "pack"})")->placing.policy, "pack");
+  EXPECT_EQ(parse_reserve(R"({"count": 3, "hosts": ["a"]})")->placing.hosts.size(), 1u);
+  for (const char* bad :
+       {R"({"count": 1, "place": "far"})", R"({"count": 1, "hosts": ["../a"]})",
+        R"({"count": 1, "hosts": [""]})", R"({"count": 1, "place": "local", "hosts": ["a"]})"}) {
+    EXPECT_EQ(parse_reserve(bad).error().code, Code::invalid) << bad;
+    EXPECT_EQ(parse_fork(bad, "web").error().code, Code::invalid) << bad;
+  }
+  EXPECT_EQ(parse_reserve(R"({"count": 1, "hosts": "a"})").error().code, Code::usage);
+  // The hosts of a ticket were chosen when it was made.
+  EXPECT_FALSE(parse_fork(R"({"ticket": "t1", "place": "spread"})", "web"));
+  EXPECT_FALSE(parse_fork(R"({"ticket": "t1", "hosts": []})", "web"));
+}
+
+TEST(Request, Clusters) {
+  const auto made = parse_cluster(R"({"name": "lab", "host_name": "a", "address": "10.0.0.1",
+      "etcd": ["http://10.0.0.9:2379"], "plain": true})");
+  ASSERT_TRUE(made) << made.error().message;
+  EXPECT_EQ(made->name, "lab");
+  EXPECT_EQ(made->etcd.size(), 1u);
+  EXPECT_TRUE(made->plain);
+  EXPECT_EQ(parse_cluster("{}").error().code, Code::usage);
+  EXPECT_FALSE(parse_cluster(R"({"address": "10.0.0.1", "etcd": ["10.0.0.9:2379"]})"));
+  EXPECT_FALSE(parse_cluster(R"({"address": "10.0.0.1", "name": "a b"})"));
+  EXPECT_FALSE(parse_cluster(R"({"address": 1})"));
+  const auto joined = parse_join_cluster(R"({"token": "x", "address": "10.0.0.2:7000"})");
+  ASSERT_TRUE(joined);
+  EXPECT_EQ(joined->address, "10.0.0.2:7000");
+  EXPECT_FALSE(parse_join_cluster(R"({"address": "10.0.0.2:7000"})"));
+  EXPECT_FALSE(parse_join_cluster(R"({"token": "x"})"));
+  EXPECT_EQ(parse_token("").value(), kTokenSeconds);
+  EXPECT_EQ(parse_token(R"({"seconds": 60})").value(), 60u);
+  EXPECT_FALSE(parse_token(R"({"seconds": 0})"));
+  EXPECT_TRUE(parse_drain(R"({"drain": true})").value());
+  EXPECT_FALSE(parse_drain(R"({"drain": false})").value());
+  EXPECT_FALSE(parse_drain("{}"));
+  EXPECT_EQ(parse_detach("").value(), -1);
+  EXPECT_EQ(parse_detach(R"({"timeout_ms": 5000})").value(), 5000);
+}
+
 TEST(Request, TheSmallOnes) {
   EXPECT_EQ(parse_reserve(R"({"count": 3})")->count, 3u);
   EXPECT_FALSE(parse_reserve("{}"));

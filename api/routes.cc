@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "api/document.h"
+#include "api/forward.h"
 #include "api/handlers.h"
 #include "api/text.h"
 #include "base/log.h"
@@ -41,6 +42,7 @@ const Route kRoutes[] = {
     {"POST", "/v1/vms/{}/fork", handlers::fork},
     {"POST", "/v1/vms/{}/tickets", handlers::reserve},
     {"POST", "/v1/vms/{}/snapshot", handlers::snapshot},
+    {"POST", "/v1/vms/{}/detach", handlers::detach},
     {"POST", "/v1/vms/{}/exec", handlers::exec},
     {"POST", "/v1/vms/{}/console", handlers::console},
     {"GET", "/v1/vms/{}/logs", handlers::logs},
@@ -53,6 +55,13 @@ const Route kRoutes[] = {
     {"GET", "/v1/snapshots", handlers::list_snapshots},
     {"GET", "/v1/snapshots/{}", handlers::get_snapshot},
     {"DELETE", "/v1/snapshots/{}", handlers::remove_snapshot},
+    {"POST", "/v1/cluster", handlers::make_cluster},
+    {"POST", "/v1/cluster/join", handlers::join_cluster},
+    {"POST", "/v1/cluster/tokens", handlers::make_join_token},
+    {"GET", "/v1/hosts", handlers::list_hosts},
+    {"GET", "/v1/hosts/{}", handlers::get_host},
+    {"DELETE", "/v1/hosts/{}", handlers::remove_host, {"force"}},
+    {"POST", "/v1/hosts/{}/drain", handlers::drain_host},
     {"GET", "/v1/events", handlers::events, {"after"}},
 };
 
@@ -109,7 +118,8 @@ Result<Match> find_route(const Call& call) {
 Reply handle_matched(const Call& call, Host& host, const std::atomic<bool>& stopping) {
   auto match = find_route(call);
   if (!match) return error_reply(match.error());
-  auto reply = match->route->handler(Context{host, call, match->name, stopping});
+  auto local = match->route->handler(Context{host, call, match->name, stopping});
+  auto reply = forward::Forwarder(host, stopping).answer(call, std::move(local));
   return reply ? *std::move(reply) : error_reply(reply.error());
 }
 
@@ -142,7 +152,9 @@ Result<std::unique_ptr<Upload>> Routes::upload(const Call& call) const {
   if (call.method != "PUT") return std::unique_ptr<Upload>();
   SNOW_ASSIGN(const Match match, find_route(call));
   try {
-    return handlers::write_file(Context{host_, call, match.name, stopping_});
+    auto local = handlers::write_file(Context{host_, call, match.name, stopping_});
+    if (local) return local;
+    return forward::Forwarder(host_, stopping_).upload(call, local.error());
   } catch (const std::exception& exception) {
     log_error("{} {}: {}", call.method, call.path, exception.what());
     return fail(Code::internal, "{}: {}; this is a bug of snowd", call.path, exception.what());

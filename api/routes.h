@@ -1,5 +1,6 @@
 // What each request of api/openapi.yaml does, on a Host, without HTTP: the server (api/server.h)
-// turns connections into Calls and Replies into bytes. Thread-safe: handlers share nothing but the
+// turns connections into Calls and Replies into bytes. In a cluster also for VMs and tickets of
+// other hosts (api/forward.h). Thread-safe: handlers share nothing but the
 // Host and the stop flag.
 #pragma once
 
@@ -10,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "api/caller.h"
 #include "base/result.h"
@@ -23,13 +25,15 @@ struct Call {
   std::map<std::string, std::string> query;  // decoded
   std::string body;
   Caller caller;
-  bool upgrade = false;  // `Upgrade: snow-stream` was sent
+  bool upgrade = false;    // `Upgrade: snow-stream` was sent
+  bool forwarded = false;  // by another host: it is answered for this host only (api/forward.h)
 };
 
 struct Reply {
   int status = 200;
   const char* type = "application/json";
   std::string body;
+  std::vector<std::string> missing;  // hosts that a list is without: the header Snow-Missing
   // Set: the body is what this returns, piece by piece; an empty piece ends it, an error cuts it
   // short (the client sees an unfinished body).
   std::function<Result<std::string>()> more;

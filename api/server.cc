@@ -4,6 +4,7 @@
 #include "api/server.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <grp.h>
 #include <microhttpd.h>
 #include <sys/socket.h>
@@ -16,10 +17,12 @@
 #include <mutex>
 #include <set>
 
+#include "api/forward_serve.h"
 #include "api/frame.h"
 #include "api/request.h"
 #include "api/routes.h"
 #include "base/fd.h"
+#include "base/file.h"
 #include "base/log.h"
 
 namespace snow {
@@ -52,9 +55,52 @@ struct Upgraded {
   std::function<void(int, std::string)> run;
 };
 
+// What other daemons reach us by. It outlives the server: a connection of theirs may begin while
+// the server ends.
+class Door {
+ public:
+  explicit Door(const Routes& routes, const std::atomic<bool>& stopping)
+      : routes_(&routes), stopping_(&stopping) {}
+
+  void serve(peer::Connection& connection) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (closed_) return;
+      ++inside_;
+    }
+    try {
+      forward::serve(connection, *routes_, *stopping_);
+    } catch (const std::exception& exception) {
+      log_error("{}: {}", connection.name(), exception.what());
+    }
+    const std::lock_guard lock(mutex_);
+    --inside_;
+    empty_.notify_all();
+  }
+  // Nobody comes in any more. False: somebody was still inside at the deadline.
+  bool close(int64_t deadline_ns) {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    const auto left = std::chrono::nanoseconds(std::max<int64_t>(deadline_ns - monotonic_ns(), 0));
+    return empty_.wait_for(lock, left, [&] { return inside_ == 0; });
+  }
+
+ private:
+  const Routes* routes_;
+  const std::atomic<bool>* stopping_;
+  std::mutex mutex_;
+  std::condition_variable empty_;
+  unsigned inside_ = 0;
+  bool closed_ = false;
+};
+
 class MhdServer : public Server {
  public:
-  MhdServer(Host& host, std::string path) : path_(std::move(path)), routes_(host, stopping_) {}
+  MhdServer(Host& host, std::string path)
+      : host_(host),
+        path_(std::move(path)),
+        routes_(host, stopping_),
+        door_(std::make_shared<Door>(routes_, stopping_)) {}
   ~MhdServer() override { stop(1000); }
 
   Result<void> start(const Options& options);
@@ -89,9 +135,11 @@ class MhdServer : public Server {
   void take(Request& request, std::string_view bytes);
   MHD_Result send(MHD_Connection* connection, Reply reply);
 
+  Host& host_;
   const std::string path_;
   std::atomic<bool> stopping_{false};
   Routes routes_;
+  const std::shared_ptr<Door> door_;
   MHD_Daemon* daemon_ = nullptr;
   std::mutex mutex_;  // guards what follows
   std::condition_variable idle_;
@@ -179,11 +227,13 @@ Result<void> MhdServer::start(const Options& options) {
                              MHD_OPTION_NOTIFY_COMPLETED, &on_completed, nullptr, MHD_OPTION_END);
   if (daemon_ == nullptr) return fail(Code::host_failed, "{}: HTTP server did not start", path_);
   (void)listening->release();  // the HTTP daemon's now
+  host_.serve_api([door = door_](peer::Connection& connection) { door->serve(connection); });
   return {};
 }
 
 bool MhdServer::stop(int grace_ms) {
   stopping_ = true;
+  const int64_t deadline_ns = monotonic_ns() + int64_t{grace_ms} * 1'000'000;
   std::unique_lock lock(mutex_);
   if (stopped_) return true;
   if (daemon_ != nullptr) {
@@ -197,9 +247,13 @@ bool MhdServer::stop(int grace_ms) {
       return false;
     }
   }
+  if (!door_->close(deadline_ns)) return false;
   stopped_ = true;
   lock.unlock();
-  if (daemon_ != nullptr) MHD_stop_daemon(daemon_);
+  if (daemon_ != nullptr) {
+    host_.serve_api({});
+    MHD_stop_daemon(daemon_);
+  }
   return true;
 }
 
@@ -285,6 +339,10 @@ MHD_Result MhdServer::send(MHD_Connection* connection, Reply reply) {
                                                MHD_RESPMEM_MUST_COPY);
   }
   if (!reply.upgraded && status != MHD_HTTP_SWITCHING_PROTOCOLS) {
+    if (!reply.missing.empty()) {
+      MHD_add_response_header(response, "Snow-Missing",
+                              fmt::format("{}", fmt::join(reply.missing, ",")).c_str());
+    }
     if (status != 204) {
       MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, reply.type);
     }

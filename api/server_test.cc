@@ -174,6 +174,29 @@ TEST_F(ServerTest, PlainRequests) {
   EXPECT_EQ(ask("GET", "/v1/openapi.yaml").body, api_document());
 }
 
+TEST_F(ServerTest, ClustersAndHosts) {
+  EXPECT_EQ(ask("GET", "/v1/hosts").status, 409);
+  Answer answer = ask("POST", "/v1/cluster", R"({"address": "10.0.0.1", "name": "lab"})");
+  EXPECT_EQ(answer.status, 201) << answer.body;
+  EXPECT_EQ(host_.last_cluster.name, "lab");
+  EXPECT_EQ(ask("POST", "/v1/cluster/join", R"({"token": "x", "address": "1.2.3.4"})").status, 403);
+  answer = ask("POST", "/v1/cluster/tokens", R"({"seconds": 60})");
+  EXPECT_EQ(answer.status, 201);
+  EXPECT_EQ(nlohmann::json::parse(answer.body)["token"], "secret");
+  EXPECT_EQ(host_.last_token_seconds, 60u);
+  host_.in_cluster = true;
+  EXPECT_EQ(nlohmann::json::parse(ask("GET", "/v1/hosts").body).size(), 2u);
+  EXPECT_TRUE(nlohmann::json::parse(ask("GET", "/v1/hosts/a").body).contains("exchange"));
+  EXPECT_EQ(ask("GET", "/v1/hosts/c").status, 404);
+  EXPECT_EQ(ask("POST", "/v1/hosts/b/drain", "{}").status, 400);
+  answer = ask("POST", "/v1/hosts/b/drain", R"({"drain": true})");
+  EXPECT_EQ(nlohmann::json::parse(answer.body)["state"], "drained");
+  EXPECT_EQ(ask("DELETE", "/v1/hosts/b").status, 409);
+  EXPECT_EQ(ask("DELETE", "/v1/hosts/b?force=true").status, 204);
+  EXPECT_EQ(ask("POST", "/v1/vms/web/detach", R"({"timeout_ms": 50})").status, 200);
+  EXPECT_EQ(host_.last_detach_ms, 50);
+}
+
 TEST_F(ServerTest, ErrorsHaveOneShape) {
   struct Case {
     const char *method, *path, *body;

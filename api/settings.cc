@@ -37,6 +37,11 @@ const Key kKeys[] = {
     {"uid_base", Count{&Settings::uid_base, 1000, 2'000'000'000}},
     {"api_group", &Settings::api_group},
     {"use_resend", &Settings::use_resend},
+    {"lease_seconds", Count{&Settings::lease_seconds, 3, 3600}},
+    {"fill_after_seconds", Count{&Settings::fill_after_seconds, 0, 86'400}},
+    {"fill_rate_bytes", Size{&Settings::fill_rate_bytes}},
+    {"multicast", &Settings::multicast},
+    {"link_rate_bytes", Size{&Settings::link_rate_bytes}},
     {"fault", &Settings::fault},
 };
 

@@ -67,6 +67,11 @@ TEST(Settings, ValuesAreChecked) {
   EXPECT_FALSE(set_setting(settings, "use_resend", "perhaps"));
   EXPECT_FALSE(set_setting(settings, "memory_limit", "lots"));
   EXPECT_TRUE(set_setting(settings, "api_group", ""));
+  EXPECT_TRUE(set_setting(settings, "fill_rate_bytes", "100M"));
+  EXPECT_EQ(settings.fill_rate_bytes, 100u << 20);
+  EXPECT_FALSE(set_setting(settings, "lease_seconds", "2"));
+  EXPECT_TRUE(set_setting(settings, "multicast", "off"));
+  EXPECT_FALSE(settings.multicast);
 }
 
 TEST(Settings, EachIsDocumented) {

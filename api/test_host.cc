@@ -12,11 +12,6 @@ namespace {
 
 using nlohmann::json;
 
-Result<void> only_web(const std::string& vm) {
-  if (vm == "web" || vm == TestHost::kId) return {};
-  return fail(Code::not_found, "VM '{}': no such VM; `snow ps -a` lists them", vm);
-}
-
 // A stream that a program of ours feeds: `on_input` is called with what the client writes.
 class TestStream : public GuestStream {
  public:
@@ -68,6 +63,11 @@ class TestStream : public GuestStream {
     changed_.notify_all();
   }
 
+  void wait_for_end() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !chunks_.empty() && chunks_.back().end; });
+  }
+
   std::function<void(TestStream&, std::string_view)> on_input;
   std::function<void(TestStream&)> on_eof;
   std::function<void(TestStream&, unsigned, unsigned)> on_resize;
@@ -108,15 +108,20 @@ class TestConsole : public Host::ConsoleSession {
 
 }  // namespace
 
-json TestHost::vm_json(const std::string& id, const std::string& name, int index) {
+Result<void> TestHost::only_mine(const std::string& vm) const {
+  if (vm == vm_name || vm == vm_id) return {};
+  return fail(Code::not_found, "VM '{}': no such VM; `snow ps -a` lists them", vm);
+}
+
+json TestHost::vm_json(const std::string& id, const std::string& name, int index) const {
   return {{"id", id},
           {"name", name},
           {"state", "running"},
           {"image", "tiny"},
           {"snapshot", nullptr},
-          {"parent", index == 0 ? json() : json(kId)},
+          {"parent", index == 0 ? json() : json(vm_id)},
           {"generation", index == 0 ? 0 : 1},
-          {"ticket", index == 0 ? json() : json("feed")},
+          {"ticket", index == 0 ? json() : json(vm_ticket)},
           {"index", index},
           {"memory", 268435456},
           {"cpus", 1},
@@ -131,10 +136,15 @@ json TestHost::vm_json(const std::string& id, const std::string& name, int index
           {"ended", nullptr},
           {"exit", nullptr},
           {"undone", json::array()},
-          {"steps", {{"stop", 0.5}, {"save", 0.7}}}};
+          {"steps", {{"stop", 0.5}, {"save", 0.7}}},
+          {"host", in_cluster ? json(host_name) : json()},
+          {"waiting_for", waiting_for.empty() ? json() : json(waiting_for)}};
 }
 
 Result<json> TestHost::info() {
+  const json cluster = {{"name", "snow"},     {"host", host_id}, {"host_name", host_name},
+                        {"address", address}, {"etcd", etcd},    {"lease_left_ms", 7000},
+                        {"trouble", ""}};
   return json{{"version", "0"},
               {"pid", ::getpid()},
               {"last_event", 7},
@@ -143,7 +153,8 @@ Result<json> TestHost::info() {
               {"accelerator", {{"name", "tcg"}, {"reason", "a test"}}},
               {"qemu", {{"path", "/usr/bin/qemu-system-x86_64"}, {"version", "7.2"}}},
               {"keeper", {{"pid", 1}}},
-              {"lazyfs", {{"mount", "/run/snow/images"}}}};
+              {"lazyfs", {{"mount", "/run/snow/images"}}},
+              {"cluster", in_cluster ? cluster : json()}};
 }
 
 Result<json> TestHost::import_image(const ImportRequest& request) {
@@ -185,8 +196,10 @@ Result<json> TestHost::run(const RunRequest& request) {
 }
 
 Result<json> TestHost::vms(bool all) {
-  json list = json::array({vm_json(kId, "web", 0), vm_json("00000001", "web-1", 1)});
-  if (all) {
+  const std::lock_guard lock(mutex);
+  json list = json::array({vm_json(vm_id, vm_name, 0)});
+  if (host_name == "a") list.push_back(vm_json("00000001", "web-1", 1));
+  if (all && host_name == "a") {
     json ended = vm_json("00000002", "web-2", 2);
     ended["state"] = "exited";
     ended["exit"] = {{"how", "exited"}, {"status", 3}};
@@ -198,48 +211,51 @@ Result<json> TestHost::vms(bool all) {
 Result<json> TestHost::inspect(const std::string& vm) {
   while (hold_inspect) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   if (vm == "throws") throw std::runtime_error("thrown by a test");
-  SNOW_TRY(only_web(vm));
-  json found = vm_json(kId, "web", 0);
+  SNOW_TRY(only_mine(vm));
   const std::lock_guard lock(mutex);
+  json found = vm_json(vm_id, vm_name, 0);
   found["state"] = state;
   return found;
 }
 
 Result<json> TestHost::pause(const std::string& vm) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   const std::lock_guard lock(mutex);
   if (state != "running") return fail(Code::wrong_state, "VM '{}': it is {}", vm, state);
   state = "paused";
-  json found = vm_json(kId, "web", 0);
+  json found = vm_json(vm_id, vm_name, 0);
   found["state"] = state;
   return found;
 }
 
 Result<json> TestHost::resume(const std::string& vm) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   const std::lock_guard lock(mutex);
   state = "running";
-  return vm_json(kId, "web", 0);
+  return vm_json(vm_id, vm_name, 0);
 }
 
 Result<json> TestHost::stop(const std::string& vm, unsigned) { return kill(vm); }
 
 Result<json> TestHost::kill(const std::string& vm) {
-  SNOW_TRY(only_web(vm));
-  return vm_json(kId, "web", 0);
+  SNOW_TRY(only_mine(vm));
+  return vm_json(vm_id, vm_name, 0);
 }
 
 Result<void> TestHost::remove(const std::string& vm, bool force) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   if (!force) return fail(Code::wrong_state, "VM '{}': it runs; `snow rm -f {}`", vm, vm);
   return {};
 }
 
-Result<json> TestHost::reserve(const std::string& vm, unsigned count, unsigned) {
-  SNOW_TRY(only_web(vm));
+Result<json> TestHost::reserve(const std::string& vm, unsigned count, unsigned,
+                               const Placing& placing) {
+  SNOW_TRY(only_mine(vm));
   if (count > 4) return fail(Code::no_room, "ticket of {}: the limit is 4", count);
-  return json{{"ticket", "feed"},
-              {"vm", kId},
+  const std::lock_guard lock(mutex);
+  last_placing = placing;
+  return json{{"ticket", vm_ticket},
+              {"vm", vm_id},
               {"requested", count},
               {"granted", count},
               {"state", "reserved"},
@@ -247,31 +263,32 @@ Result<json> TestHost::reserve(const std::string& vm, unsigned count, unsigned) 
               {"expires", "2026-01-01T00:01:00Z"}};
 }
 
-Result<json> TestHost::tickets() { return json::array({*reserve("web", 2, 0)}); }
+Result<json> TestHost::tickets() { return json::array({*reserve(vm_name, 2, 0, {})}); }
 
-Result<void> TestHost::give_back(const std::string& ticket) {
-  if (ticket == "feed") return {};
-  return fail(Code::not_found, "ticket '{}': no such ticket", ticket);
+Result<void> TestHost::give_back(const std::string& which) {
+  if (which == vm_ticket) return {};
+  return fail(Code::not_found, "ticket '{}': no such ticket", which);
 }
 
 Result<json> TestHost::fork(const ForkRequest& request) {
-  SNOW_TRY(only_web(request.vm));
+  SNOW_TRY(only_mine(request.vm));
   const std::lock_guard lock(mutex);
   last_fork = request;
   json clones = json::array();
   for (unsigned i = 1; i <= request.count; ++i) {
-    clones.push_back(
-        vm_json(fmt::format("0000000{}", i), fmt::format("web-{}", i), static_cast<int>(i)));
+    clones.push_back(vm_json(fmt::format("0000000{}", i), fmt::format("{}-{}", vm_name, i),
+                             static_cast<int>(i)));
   }
-  return json{{"ticket", "feed"},
-              {"parent", vm_json(kId, "web", 0)},
+  return json{{"ticket", vm_ticket},
+              {"parent", vm_json(vm_id, vm_name, 0)},
               {"clones", clones},
               {"steps", {{"stop", 0.5}, {"save", 0.7}, {"load", 1.5}}},
               {"undone", json::array({"no agent: the clock was not set"})}};
 }
 
-Result<json> TestHost::join(const std::string& ticket, int64_t) {
-  if (ticket != "feed") return fail(Code::spent, "ticket '{}': was joined already", ticket);
+Result<json> TestHost::join(const std::string& which, int64_t) {
+  if (which == "old") return fail(Code::spent, "ticket 'old': was joined already");
+  if (which != vm_ticket) return fail(Code::not_found, "ticket '{}': no such ticket", which);
   return json{{"clones", json::array({{{"index", 1},
                                        {"vm", "00000001"},
                                        {"how", "exited"},
@@ -279,10 +296,13 @@ Result<json> TestHost::join(const std::string& ticket, int64_t) {
                                        {"result", "aGVsbG8="}}})}};
 }
 
-Result<json> TestHost::kill_ticket(const std::string&) { return json{{"count", 2}}; }
+Result<json> TestHost::kill_ticket(const std::string& which) {
+  if (which == vm_ticket) return json{{"count", 2}};
+  return fail(Code::not_found, "ticket '{}': no such ticket", which);
+}
 
 Result<json> TestHost::snapshot(const std::string& vm, const std::string& name) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   json made = *snapshot_info("warm");
   made["name"] = name;
   return made;
@@ -293,7 +313,7 @@ Result<json> TestHost::snapshots() { return json::array({*snapshot_info("warm")}
 Result<json> TestHost::snapshot_info(const std::string& name) {
   if (name != "warm") return fail(Code::not_found, "snapshot '{}': no such snapshot", name);
   return json{{"name", "warm"},
-              {"vm", kId},
+              {"vm", vm_id},
               {"image", "tiny"},
               {"memory", 268435456},
               {"cpus", 1},
@@ -311,7 +331,7 @@ Result<void> TestHost::remove_snapshot(const std::string& name) {
 
 Result<std::unique_ptr<GuestStream>> TestHost::exec(const std::string& vm,
                                                     const ExecRequest& request) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   auto stream = std::make_unique<TestStream>(*this);
   const auto& argv = request.argv;
   if (argv[0] == "echo") {
@@ -322,6 +342,8 @@ Result<std::unique_ptr<GuestStream>> TestHost::exec(const std::string& vm,
       self.print(1, std::string(bytes));
     };
     stream->on_eof = [](TestStream& self) { self.end(0); };
+  } else if (argv[0] == "stuck") {
+    stream->on_input = [](TestStream& self, std::string_view) { self.wait_for_end(); };
   } else if (argv[0] == "fail") {
     stream->print(2, argv[1]);
     stream->end(std::stoi(argv[2]));
@@ -341,7 +363,7 @@ Result<std::unique_ptr<GuestStream>> TestHost::exec(const std::string& vm,
 
 Result<std::unique_ptr<GuestStream>> TestHost::read_file(const std::string& vm,
                                                          const std::string& path) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   auto stream = std::make_unique<TestStream>(*this);
   const std::lock_guard lock(mutex);
   if (path == "/torn") {
@@ -360,7 +382,7 @@ Result<std::unique_ptr<GuestStream>> TestHost::read_file(const std::string& vm,
 
 Result<std::unique_ptr<GuestStream>> TestHost::write_file(const std::string& vm,
                                                           const std::string& path, unsigned mode) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   auto stream = std::make_unique<TestStream>(*this);
   auto content = std::make_shared<std::string>();
   stream->on_input = [content](TestStream&, std::string_view bytes) { content->append(bytes); };
@@ -375,13 +397,95 @@ Result<std::unique_ptr<GuestStream>> TestHost::write_file(const std::string& vm,
 }
 
 Result<std::string> TestHost::console_log(const std::string& vm) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   return std::string("Linux version\r\nlogin: ");
 }
 
 Result<std::unique_ptr<Host::ConsoleSession>> TestHost::console(const std::string& vm) {
-  SNOW_TRY(only_web(vm));
+  SNOW_TRY(only_mine(vm));
   return std::unique_ptr<ConsoleSession>(std::make_unique<TestConsole>());
+}
+
+json TestHost::host_json(const std::string& which) const {
+  const bool self = which == host_name;
+  return {{"id", self ? host_id : "h00000000000b"},
+          {"name", which},
+          {"address", self ? address : "127.0.0.2:7171"},
+          {"state", self      ? "alive"
+                    : drained ? "drained"
+                              : "gone"},
+          {"self", self},
+          {"capacity", {{"memory", 2147483648}, {"vms", 8}, {"vcpus", 16}}},
+          {"used", {{"memory", 268435456}, {"vms", 1}, {"vcpus", 1}}},
+          {"qemu", "7.2"},
+          {"accelerator", "tcg"},
+          {"since", "2026-01-01T00:00:00Z"},
+          {"owed", self ? 0 : 3}};
+}
+
+Result<json> TestHost::make_cluster(const ClusterRequest& request) {
+  const std::lock_guard lock(mutex);
+  last_cluster = request;
+  if (in_cluster) return fail(Code::exists, "this host is in cluster 'snow' already");
+  return json::array({host_json(host_name)});
+}
+
+Result<json> TestHost::join_cluster(const JoinRequest& request) {
+  const std::lock_guard lock(mutex);
+  last_join = request;
+  if (request.token != "secret") return fail(Code::denied, "join token: not of this cluster");
+  return json::array({host_json(host_name), host_json("b")});
+}
+
+Result<json> TestHost::make_join_token(unsigned seconds) {
+  const std::lock_guard lock(mutex);
+  last_token_seconds = seconds;
+  return json{{"token", "secret"}, {"expires", "2026-01-01T01:00:00Z"}};
+}
+
+Result<json> TestHost::hosts() {
+  const std::lock_guard lock(mutex);
+  if (!in_cluster) {
+    return fail(Code::wrong_state, "this host is in no cluster; `snow cluster init` makes one");
+  }
+  return json::array({host_json(host_name), host_json("b")});
+}
+
+Result<json> TestHost::host(const std::string& which) {
+  SNOW_ASSIGN(const json all, hosts());
+  for (const json& one : all) {
+    if (one["name"] != which && one["id"] != which) continue;
+    json found = one;
+    if (one["self"]) found["exchange"] = {{"offers", json::array()}};
+    return found;
+  }
+  return fail(Code::not_found, "host '{}': no such host; `snow host ls` lists them", which);
+}
+
+Result<json> TestHost::drain_host(const std::string& which, bool drain) {
+  {
+    const std::lock_guard lock(mutex);
+    drained = drain;
+  }
+  return host(which);
+}
+
+Result<void> TestHost::remove_host(const std::string& which, bool force) {
+  SNOW_TRY(host(which));
+  if (force) return {};
+  return fail(Code::wrong_state, "host '{}': it is alive; `snow host rm -f {}`", which, which);
+}
+
+Result<json> TestHost::detach(const std::string& vm, int timeout_ms) {
+  SNOW_TRY(only_mine(vm));
+  const std::lock_guard lock(mutex);
+  last_detach_ms = timeout_ms;
+  return vm_json(vm_id, vm_name, 0);
+}
+
+void TestHost::serve_api(std::function<void(peer::Connection&)> session) {
+  const std::lock_guard lock(mutex);
+  api_session = std::move(session);
 }
 
 Result<json> TestHost::events(uint64_t after, int timeout_ms) {
@@ -389,7 +493,7 @@ Result<json> TestHost::events(uint64_t after, int timeout_ms) {
     return json::array({{{"seq", after + 1},
                          {"time", "2026-01-01T00:00:00Z"},
                          {"type", "vm_running"},
-                         {"vm", kId}}});
+                         {"vm", vm_id}}});
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(timeout_ms));
   return json::array();

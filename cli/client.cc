@@ -1,11 +1,13 @@
 #include "cli/client.h"
 
 #include <curl/curl.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #include <nlohmann/json.hpp>
 
 #include "api/frame.h"
+#include "cli/output.h"
 
 namespace snow::cli {
 namespace {
@@ -48,6 +50,8 @@ class Transfer {
     set(CURLOPT_NOSIGNAL, 1L);
     set(CURLOPT_WRITEFUNCTION, &on_write);
     set(CURLOPT_WRITEDATA, this);
+    set(CURLOPT_HEADERFUNCTION, &on_header);
+    set(CURLOPT_HEADERDATA, this);
   }
   ~Transfer() {
     curl_slist_free_all(headers_);
@@ -72,6 +76,9 @@ class Transfer {
     header("Expect:");
   }
   void take(const std::function<Result<void>(std::string_view)>& take) { take_ = &take; }
+
+  // Hosts whose part of the answer is missing, as the daemon names them.
+  [[nodiscard]] const std::string& missing() const { return missing_; }
 
   // The whole body (empty if taken piece by piece).
   Result<std::string> perform() {
@@ -106,6 +113,16 @@ class Transfer {
     return code;
   }
 
+  static size_t on_header(char* data, size_t one, size_t count, void* self) {
+    constexpr std::string_view kName = "Snow-Missing:";
+    std::string_view line(data, one * count);
+    if (line.size() > kName.size() && ::strncasecmp(line.data(), kName.data(), kName.size()) == 0) {
+      line.remove_prefix(std::min(line.find_first_not_of(' ', kName.size()), line.size()));
+      line.remove_suffix(line.size() - line.find_last_not_of("\r\n ") - 1);
+      static_cast<Transfer*>(self)->missing_ = line;
+    }
+    return one * count;
+  }
   static size_t on_write(char* data, size_t one, size_t count, void* self) {
     auto& transfer = *static_cast<Transfer*>(self);
     const std::string_view piece(data, one * count);
@@ -134,7 +151,7 @@ class Transfer {
   CURL* curl_;
   curl_slist* headers_ = nullptr;
   std::string sent_;
-  std::string body_;
+  std::string body_, missing_;
   int file_ = -1;
   std::string file_name_;
   const std::function<Result<void>(std::string_view)>* take_ = nullptr;
@@ -163,7 +180,12 @@ std::string escape(std::string_view text) {
 }
 
 Result<nlohmann::json> Client::get(const std::string& path) const {
-  return json_of(Transfer(socket_, "GET", path).perform());
+  Transfer transfer(socket_, "GET", path);
+  auto body = transfer.perform();
+  if (body && !transfer.missing().empty()) {
+    note(fmt::format("did not answer in time, so not all is shown: {}", transfer.missing()));
+  }
+  return json_of(std::move(body));
 }
 
 Result<nlohmann::json> Client::post(const std::string& path, const nlohmann::json& body) const {

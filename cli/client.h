@@ -19,7 +19,8 @@ class Client {
  public:
   explicit Client(std::string socket) : socket_(std::move(socket)) {}
 
-  // `path` without /v1.
+  // `path` without /v1. Hosts that are missing in a list (Snow-Missing) are named on standard
+  // error.
   [[nodiscard]] Result<nlohmann::json> get(const std::string& path) const;
   [[nodiscard]] Result<nlohmann::json> post(const std::string& path,
                                             const nlohmann::json& body) const;

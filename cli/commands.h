@@ -14,6 +14,7 @@ Result<int> resume(const Options& options);
 Result<int> stop(const Options& options);
 Result<int> kill(const Options& options);
 Result<int> rm(const Options& options);
+Result<int> vm_detach(const Options& options);
 // family.cc
 Result<int> tree(const Options& options);
 Result<int> fork(const Options& options);
@@ -41,6 +42,14 @@ Result<int> copy(const Options& options);
 Result<int> info(const Options& options);
 Result<int> events(const Options& options);
 Result<int> version(const Options& options);
+// cluster.cc
+Result<int> cluster_init(const Options& options);
+Result<int> cluster_token(const Options& options);
+Result<int> cluster_join(const Options& options);
+Result<int> host_ls(const Options& options);
+Result<int> host_show(const Options& options);
+Result<int> host_drain(const Options& options);
+Result<int> host_rm(const Options& options);
 // doctor.cc
 Result<int> doctor(const Options& options);
 

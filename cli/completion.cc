@@ -1,5 +1,5 @@
-// Completion scripts. Names of VMs, images, snapshots and tickets are asked of the daemon when they
-// are needed.
+// Completion scripts. Names of VMs, images, snapshots, tickets and hosts are asked of the daemon
+// when they are needed.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -16,6 +16,7 @@ std::string lister_of(const CommandInfo& command) {
   if (argument == "IMAGE") return "snow image ls -o name";
   if (argument == "SNAPSHOT") return "snow snapshot ls -o name";
   if (argument == "TICKET") return "snow ticket ls -o name";
+  if (argument == "HOST") return "snow host ls -o name";
   if (argument == "SHELL") return "echo bash zsh fish";
   return "";
 }

@@ -1,6 +1,8 @@
 // snow doctor: can this machine run Thundersnow? One line per question, with the mend. Works
 // without a daemon. FAIL: VMs or forks cannot work; WARN: they do, with a consequence that is
-// named.
+// named. Of a cluster too, if the daemon is in one (doctor_cluster.cc).
+#include "cli/doctor.h"
+
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/fs.h>
@@ -23,13 +25,6 @@
 
 namespace snow::cli {
 namespace {
-
-enum class Verdict { pass, warn, fail };
-struct Finding {
-  std::string what;
-  Verdict verdict = Verdict::pass;
-  std::string text;  // with the mend, unless pass
-};
 
 constexpr int kVersionTimeoutMs = 60'000;
 constexpr uint64_t kLeastMemory = uint64_t{1} << 30;
@@ -229,20 +224,26 @@ Finding check_group() {
   return {"API group", Verdict::pass, fmt::format("group '{}'", group)};
 }
 
-Finding check_daemon(const Options& options) {
-  const auto info = Client(options.socket).get("/info");
-  if (!info) return {"snowd", Verdict::warn, info.error().message};
-  return {"snowd", Verdict::pass,
-          fmt::format("version {} at {}", cell(*info, "version"), options.socket)};
+// Last, and with it what only the daemon can tell.
+void check_daemon(const Options& options, std::vector<Finding>& findings) {
+  const Client client(options.socket);
+  const auto info = client.get("/info");
+  if (!info) {
+    findings.push_back({"snowd", Verdict::warn, info.error().message});
+    return;
+  }
+  for (Finding& finding : check_cluster(client, *info)) findings.push_back(std::move(finding));
+  findings.push_back({"snowd", Verdict::pass,
+                      fmt::format("version {} at {}", cell(*info, "version"), options.socket)});
 }
 
 }  // namespace
 
 Result<int> doctor(const Options& options) {
-  const std::vector<Finding> findings = {check_qemu(),   check_qemu_img(), check_fuse(),
-                                         check_resend(), check_pagemap(),  check_kvm(),
-                                         check_cgroup(), check_memory(),   check_uids(),
-                                         check_group(),  check_nftables(), check_daemon(options)};
+  std::vector<Finding> findings = {
+      check_qemu(),   check_qemu_img(), check_fuse(), check_resend(), check_pagemap(), check_kvm(),
+      check_cgroup(), check_memory(),   check_uids(), check_group(),  check_nftables()};
+  check_daemon(options, findings);
   const auto word = [](Verdict verdict) {
     return verdict == Verdict::pass ? "PASS" : verdict == Verdict::warn ? "WARN" : "FAIL";
   };

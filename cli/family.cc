@@ -1,6 +1,7 @@
 // Forks and what belongs to them: the tree, tickets, joins.
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -18,10 +19,11 @@ const std::vector<Column> kTicketColumns = {{"TICKET", "ticket"},       {"VM", "
                                             {"EXPIRES", "expires"}};
 
 std::string line_of(const nlohmann::json& vm) {
-  std::string line = fmt::format("{}  {}  {}", cell(vm, "name"), cell(vm, "id"), cell(vm, "state"));
+  std::string line = fmt::format("{}  {}  {}", cell(vm, "name"), cell(vm, "id"), state_of(vm));
   if (vm.contains("exit") && vm["exit"].is_object()) {
     line += fmt::format(" ({} {})", cell(vm, "exit.how"), cell(vm, "exit.status"));
   }
+  if (const std::string host = cell(vm, "host"); host != "-") line += "  on " + host;
   return line;
 }
 
@@ -40,13 +42,15 @@ void print_branch(const Family& family, const nlohmann::json& vm, const std::str
   }
 }
 
-// In the order in which they happen; what is not among them comes behind.
+// In the order in which they happen; what is not among them comes before the total.
 void print_steps(const nlohmann::json& steps) {
   static const std::vector<std::string> order = {
-      "reserve",  "prepare", "stop",         "save",           "scan",        "bind",      "load",
-      "continue", "pause",   "parent_agent", "clones_running", "first_ready", "all_ready", "total"};
+      "reserve",        "prepare",     "stop",      "save",       "scan",
+      "bind",           "load",        "continue",  "pause",      "parent_agent",
+      "clones_running", "first_ready", "all_ready", "other_hosts"};
   const auto place = [](const std::string& name) {
-    return std::find(order.begin(), order.end(), name) - order.begin();
+    return name == "total" ? std::ptrdiff_t(order.size()) + 1
+                           : std::find(order.begin(), order.end(), name) - order.begin();
   };
   std::vector<std::string> names;
   for (const auto& [name, ms] : steps.items()) names.push_back(name);
@@ -58,12 +62,28 @@ void print_steps(const nlohmann::json& steps) {
   }
 }
 
+// How many clones are on which host; nothing without a cluster.
+void print_places(const nlohmann::json& clones) {
+  std::map<std::string, int> hosts;
+  for (const nlohmann::json& clone : clones) ++hosts[cell(clone, "host")];
+  hosts.erase("-");
+  for (const auto& [host, count] : hosts) {
+    fmt::print(stderr, "  {} on host {}\n",
+               count == 1 ? "1 clone" : fmt::format("{} clones", count), host);
+  }
+}
+
+void set_placing(const Options& options, nlohmann::json& body) {
+  if (!options.place.empty()) body["place"] = options.place;
+  if (!options.hosts.empty()) body["hosts"] = options.hosts;
+}
+
 }  // namespace
 
 Result<int> tree(const Options& options) {
   SNOW_ASSIGN(const nlohmann::json vms, Client(options.socket).get("/vms?all=true"));
   if (options.format != Format::table) {
-    print_list(options, vms, vm_columns());
+    print_vms(options, vms);
     return 0;
   }
   std::set<std::string> ids;
@@ -91,6 +111,7 @@ Result<int> fork(const Options& options) {
   if (!options.ticket.empty()) body["ticket"] = options.ticket;
   if (options.has_count || options.ticket.empty()) body["count"] = options.count;
   if (options.minimum != 0) body["minimum"] = options.minimum;
+  set_placing(options, body);
   SNOW_ASSIGN(const auto parameters, pairs_of("--param", options.parameters));
   if (!parameters.empty()) body["parameters"] = parameters;
   nlohmann::json result;
@@ -101,13 +122,14 @@ Result<int> fork(const Options& options) {
   if (options.format == Format::json) {
     print_object(options, result);
   } else {
-    print_list(options, result.at("clones"), vm_columns());
+    print_vms(options, result.at("clones"));
   }
   for (const nlohmann::json& undone : result.at("undone")) {
     note("not done: " + (undone.is_string() ? undone.get<std::string>() : undone.dump()));
   }
   if (options.verbose) {
     fmt::print(stderr, "ticket {}\n", cell(result, "ticket"));
+    print_places(result.at("clones"));
     if (result.contains("steps") && result["steps"].is_object()) print_steps(result["steps"]);
   }
   return 0;
@@ -116,6 +138,7 @@ Result<int> fork(const Options& options) {
 Result<int> reserve(const Options& options) {
   nlohmann::json body = {{"count", options.count}};
   if (options.minimum != 0) body["minimum"] = options.minimum;
+  set_placing(options, body);
   const Progress progress("starting shells");
   SNOW_ASSIGN(const nlohmann::json ticket,
               Client(options.socket).post("/vms/" + escape(options.vm) + "/tickets", body));

@@ -17,7 +17,7 @@ struct Options {
   Format format = Format::table;
   std::string program;  // the path of this program, for completion
 
-  std::vector<std::string> names;  // VMs, images, snapshots or tickets
+  std::vector<std::string> names;  // VMs, images, snapshots, tickets or hosts
   std::string vm, name, image, from, ticket, file, kernel, initrd, memory, user, directory;
   std::string append;
   bool has_append = false;
@@ -25,6 +25,12 @@ struct Options {
   std::vector<std::string> environment, parameters;  // KEY=VALUE
   unsigned count = 1, minimum = 0, cpus = 0;
   bool has_count = false;
+  std::string place;               // local, pack or spread; empty: snowd's choice
+  std::vector<std::string> hosts;  // only on these
+  std::string address, host_name, token, token_file;
+  std::vector<std::string> etcd;
+  unsigned ttl_seconds = 3600;
+  bool plain = false, undo = false;
   double timeout_seconds = -1;
   unsigned wait_seconds = 60;
   uint64_t after = 0;

@@ -66,7 +66,7 @@ std::string cell(const nlohmann::json& object, const std::string& field) {
   if (value->is_number_float()) return fmt::format("{:.2f}", value->get<double>());
   if (!value->is_string()) return value->dump();
   const auto& text = value->get_ref<const std::string&>();
-  if (field == "created" || field == "expires") {
+  if (field == "created" || field == "expires" || field == "since") {
     const int64_t then = parse_time(text);
     if (then >= 0) return distance(::time(nullptr) - then);
   }
@@ -120,13 +120,26 @@ void print_object(const Options& options, const nlohmann::json& object, const ch
   }
 }
 
-const std::vector<Column>& vm_columns() {
-  static const std::vector<Column> columns = {
+std::string state_of(const nlohmann::json& vm) {
+  const std::string state = cell(vm, "state"), source = cell(vm, "waiting_for");
+  return source == "-" ? state : fmt::format("{} (waits for {})", state, source);
+}
+
+void print_vms(const Options& options, const nlohmann::json& vms) {
+  std::vector<Column> columns = {
       {"ID", "id"},       {"NAME", "name"},      {"STATE", "state"},
       {"IMAGE", "image"}, {"PARENT", "parent"},  {"GEN", "generation"},
       {"CPUS", "cpus"},   {"MEMORY", "memory"},  {"ACCEL", "accelerator"},
       {"AGENT", "agent"}, {"CREATED", "created"}};
-  return columns;
+  if (options.format != Format::table) return print_list(options, vms, columns);
+  nlohmann::json shown = vms;
+  bool in_cluster = false;
+  for (nlohmann::json& vm : shown) {
+    in_cluster = in_cluster || cell(vm, "host") != "-";
+    vm["state"] = state_of(vm);
+  }
+  if (in_cluster) columns.insert(columns.begin() + 3, {"HOST", "host"});
+  print_list(options, shown, columns);
 }
 
 void note(const std::string& text) { fmt::print(stderr, "snow: {}\n", printable(text)); }

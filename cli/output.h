@@ -14,8 +14,8 @@
 namespace snow::cli {
 
 // A column: its heading and the field shown. Fields may be nested ("exit.how"). A missing or null
-// one is "-"; "memory", "stored" and "disk_size" are shown as sizes, "created" and "expires" as
-// distances from now.
+// one is "-"; "memory", "stored" and "disk_size" are shown as sizes, "created", "expires" and
+// "since" as distances from now.
 struct Column {
   const char* heading;
   const char* field;
@@ -30,6 +30,7 @@ void print_object(const Options& options, const nlohmann::json& object, const ch
 void print_table(const std::vector<std::string>& headings,
                  const std::vector<std::vector<std::string>>& rows);
 std::string cell(const nlohmann::json& object, const std::string& field);
+std::string state_of(const nlohmann::json& vm);  // "running (waits for b)"
 
 // Without control characters: what a guest chose must not reach the terminal as it is.
 std::string printable(std::string_view text);
@@ -37,7 +38,8 @@ std::string printable(std::string_view text);
 // Seconds since 1970 of "2026-01-01T00:00:00[.123]Z"; -1 if it is not that.
 int64_t parse_time(const std::string& text);
 
-const std::vector<Column>& vm_columns();
+// VMs: in a cluster with the host of each, and in STATE with the host that it waits for.
+void print_vms(const Options& options, const nlohmann::json& vms);
 
 void note(const std::string& text);  // "snow: TEXT" on standard error
 

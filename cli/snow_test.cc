@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/process.h"
 #include "cli/tree.h"
+#include "peer/test_cluster.h"
 
 namespace snow::cli {
 namespace {
@@ -70,6 +71,51 @@ TEST_F(SnowTest, TheFamilyIsDrawn) {
             "web  00c0ffee  running\n"
             "├─ web-1  00000001  running\n"
             "└─ web-2  00000002  exited (exited 3)\n");
+}
+
+TEST_F(SnowTest, InAClusterTheHostsOfVmsAreShown) {
+  host_.in_cluster = true;
+  {
+    const std::lock_guard lock(host_.mutex);
+    host_.waiting_for = "b";
+  }
+  const std::string out = snow({"ps"}).standard_output;
+  EXPECT_NE(out.find("STATE                  HOST"), std::string::npos) << out;
+  EXPECT_NE(out.find("running (waits for b)  a "), std::string::npos) << out;
+  EXPECT_EQ(snow({"tree"}).standard_output,
+            "web  00c0ffee  running (waits for b)  on a\n"
+            "├─ web-1  00000001  running (waits for b)  on a\n"
+            "└─ web-2  00000002  exited (waits for b) (exited 3)  on a\n");
+  EXPECT_NE(snow({"fork", "web", "-n", "2", "-v"}).standard_error.find("  2 clones on host a\n"),
+            std::string::npos);
+}
+
+// Another host that is said to be alive and cannot be reached.
+class OneLostHost : public Neighbours {
+ public:
+  [[nodiscard]] std::string self() const override { return "h00000000000a"; }
+  [[nodiscard]] std::vector<std::string> live() const override { return {"h00000000000b"}; }
+  [[nodiscard]] std::string name_of(const std::string&) const override { return "b"; }
+  [[nodiscard]] peer::Pool& pool() override { return pool_; }
+
+ private:
+  peer::Pool pool_{peer::plain_credentials("h00000000000a"),
+                   [](const std::string&) -> Result<peer::Address> {
+                     return fail(Code::unavailable, "no way to it");
+                   }};
+};
+
+TEST_F(SnowTest, WhoDidNotAnswerAListIsNamed) {
+  host_.in_cluster = true;
+  host_.others = std::make_shared<OneLostHost>();
+  ProcessOutput out = snow({"ps", "-o", "name"});
+  EXPECT_EQ(out.standard_output, "web\nweb-1\n");
+  EXPECT_EQ(out.standard_error, "snow: did not answer in time, so not all is shown: b\n");
+  EXPECT_EQ(out.exit_code, 0);
+  out = snow({"inspect", "x"});
+  EXPECT_EQ(out.exit_code, 12);
+  EXPECT_NE(out.standard_error.find("no answer from b"), std::string::npos) << out.standard_error;
+  EXPECT_EQ(snow({"inspect", "web", "-o", "name"}).standard_output, "web\n");
 }
 
 TEST_F(SnowTest, ErrorsGoToStandardErrorWithTheirCode) {
@@ -137,6 +183,92 @@ TEST_F(SnowTest, ForkPrintsALinePerClone) {
   const std::lock_guard lock(host_.mutex);
   EXPECT_EQ(host_.last_fork.count, 0u);
   EXPECT_EQ(host_.last_fork.ticket, "feed");
+}
+
+TEST_F(SnowTest, ClonesHavePlaces) {
+  EXPECT_EQ(snow({"fork", "web", "-n", "2", "--spread", "--hosts", "a,b"}).exit_code, 0);
+  EXPECT_EQ(snow({"reserve", "web", "-n", "2", "--pack"}).exit_code, 0);
+  {
+    const std::lock_guard lock(host_.mutex);
+    EXPECT_EQ(host_.last_fork.placing.policy, "spread");
+    EXPECT_EQ(host_.last_fork.placing.hosts, (std::vector<std::string>{"a", "b"}));
+    EXPECT_EQ(host_.last_placing.policy, "pack");
+    EXPECT_TRUE(host_.last_placing.hosts.empty());
+  }
+  // Only --hosts takes what follows, and only one word.
+  EXPECT_EQ(snow({"fork", "--hosts", "b", "web"}).exit_code, 0);
+  EXPECT_EQ(snow({"fork", "web", "--spread", "--local"}).exit_code, 2);
+  EXPECT_EQ(snow({"fork", "web", "--ticket", "feed", "--spread"}).exit_code, 5);
+}
+
+TEST_F(SnowTest, AClusterIsMade) {
+  ProcessOutput out =
+      snow({"cluster", "init", "--name", "lab", "--host-name", "a", "--address", "10.0.0.1",
+            "--etcd", "http://10.0.0.8:2379", "--etcd", "http://10.0.0.9:2379", "--plain"});
+  EXPECT_EQ(out.exit_code, 0) << out.standard_error;
+  EXPECT_NE(out.standard_output.find("a (this one)"), std::string::npos) << out.standard_output;
+  {
+    const std::lock_guard lock(host_.mutex);
+    EXPECT_EQ(host_.last_cluster.name, "lab");
+    EXPECT_EQ(host_.last_cluster.etcd.size(), 2u);
+    EXPECT_TRUE(host_.last_cluster.plain);
+  }
+  EXPECT_EQ(snow({"cluster", "init"}).exit_code, 2);
+  out = snow({"cluster", "token", "--ttl", "60"});
+  EXPECT_EQ(out.standard_output, "secret\n");
+  const std::lock_guard lock(host_.mutex);
+  EXPECT_EQ(host_.last_token_seconds, 60u);
+}
+
+TEST_F(SnowTest, AJoinTokenNeedNotBeAnArgument) {
+  const std::string join = "$SNOW cluster join --address 10.0.0.2 -o name";
+  EXPECT_EQ(shell("echo secret | " + join + " --token -").standard_output, "a\nb\n");
+  EXPECT_EQ(shell("echo secret | " + join + " --token-file -").standard_output, "a\nb\n");
+  EXPECT_EQ(shell("echo secret >t; " + join + " --token-file t").standard_output, "a\nb\n");
+  EXPECT_EQ(shell("SNOW_JOIN_TOKEN=secret " + join).standard_output, "a\nb\n");
+  EXPECT_EQ(shell("SNOW_JOIN_TOKEN=x " + join + " --token secret").standard_output, "a\nb\n");
+  EXPECT_EQ(shell(join + " --token wrong").exit_code, 11);
+  EXPECT_EQ(shell(join + " --token a --token-file t").exit_code, 2);
+  const ProcessOutput out = shell(join + " </dev/null");
+  EXPECT_EQ(out.exit_code, 2);
+  EXPECT_NE(out.standard_error.find("snow cluster token"), std::string::npos);
+  EXPECT_EQ(shell("head -c 5000 /dev/zero | " + join + " --token -").exit_code, 5);
+}
+
+TEST_F(SnowTest, Hosts) {
+  EXPECT_EQ(snow({"host", "ls"}).exit_code, 7);
+  host_.in_cluster = true;
+  const std::string out = snow({"host", "ls"}).standard_output;
+  EXPECT_NE(out.find("a (this one)  127.0.0.1:7171  alive  1 of 8  256M of 2G  1 of 16"),
+            std::string::npos)
+      << out;
+  EXPECT_EQ(snow({"host", "ls", "-o", "name"}).standard_output, "a\nb\n");
+  EXPECT_NE(snow({"host", "show", "a"}).standard_output.find("exchange"), std::string::npos);
+  EXPECT_EQ(snow({"host", "drain", "b"}).standard_output, "b\n");
+  EXPECT_TRUE(host_.drained);
+  EXPECT_EQ(snow({"host", "drain", "b", "--undo"}).exit_code, 0);
+  EXPECT_FALSE(host_.drained);
+  EXPECT_EQ(snow({"host", "rm", "b"}).exit_code, 7);
+  EXPECT_EQ(snow({"host", "rm", "-f", "c", "b"}).exit_code, 3);
+  EXPECT_EQ(snow({"vm", "detach", "web", "-t", "1.5"}).standard_output, "web\n");
+  EXPECT_EQ(host_.last_detach_ms, 1500);
+}
+
+TEST_F(SnowTest, DoctorLooksAtTheCluster) {
+  host_.in_cluster = true;
+  host_.address = "127.0.0.1:1";  // nobody listens
+  host_.etcd = {"http://127.0.0.1:1"};
+  const ProcessOutput out = snow({"doctor"});
+  EXPECT_NE(out.standard_output.find("WARN  cluster        'snow', this is host 'a'; 1 of 2 hosts "
+                                     "alive; gone: b"),
+            std::string::npos)
+      << out.standard_output;
+  EXPECT_NE(out.standard_output.find("PASS  lease          7.0 s left"), std::string::npos);
+  EXPECT_NE(out.standard_output.find("FAIL  etcd           http://127.0.0.1:1: "),
+            std::string::npos);
+  EXPECT_NE(out.standard_output.find("FAIL  reachable      host 'a' at 127.0.0.1:1: "),
+            std::string::npos);
+  EXPECT_EQ(out.exit_code, 13);
 }
 
 TEST_F(SnowTest, SnapshotsInBothForms) {
@@ -282,6 +414,10 @@ TEST_F(SnowTest, CompletionKnowsCommandsOptionsAndNames) {
   EXPECT_EQ(complete("snow fork --par"), "--param\n");
   EXPECT_EQ(complete("snow fork w"), "web web-1 web-2\n");
   EXPECT_EQ(complete("snow snapshot rm ''"), "warm\n");
+  host_.in_cluster = true;
+  EXPECT_EQ(complete("snow host dr"), "drain\n");
+  EXPECT_EQ(complete("snow host drain ''"), "a b\n");
+  EXPECT_EQ(complete("snow cluster join --tok"), "--token --token-file\n");
   EXPECT_EQ(snow({"completion", "tcsh"}).exit_code, 2);
   EXPECT_NE(snow({"completion", "fish"}).standard_output.find("complete -c snow"),
             std::string::npos);

@@ -33,6 +33,7 @@ class Tree {
     add_snapshots();
     add_guest();
     add_host();
+    add_cluster();
   }
 
   CLI::App& app() { return app_; }
@@ -76,12 +77,30 @@ class Tree {
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   }
 
+  void placing(CLI::App* app) {
+    const auto flag = [&](const char* name, const char* place, const char* description) {
+      return app->add_flag_callback(
+          name, [this, place] { options.place = place; }, description);
+    };
+    CLI::Option* spread = flag("--spread", "spread", "evenly over the cluster's hosts");
+    CLI::Option* pack = flag("--pack", "pack", "the parent's host first, then the fewest others");
+    CLI::Option* local = flag("--local", "local", "on the parent's host only");
+    spread->excludes(pack)->excludes(local);
+    pack->excludes(local);
+    app->add_option("--hosts", options.hosts, "only on these, as in a,b")
+        ->type_name("HOSTS")
+        ->expected(1)
+        ->delimiter(',')
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  }
+
   void add_vms();
   void add_family();
   void add_images();
   void add_snapshots();
   void add_guest();
   void add_host();
+  void add_cluster();
 
   CLI::App app_;
 };
@@ -116,6 +135,14 @@ void Tree::add_vms() {
       ->type_name("SECONDS")
       ->check(CLI::Range(0.0, 86400.0));
   names(add("kill", "end VMs at once", &cli::kill), "VM");
+  CLI::App* of_vm = add("vm", "VMs in a cluster", nullptr);
+  of_vm->require_subcommand(1);
+  CLI::App* detach =
+      add(*of_vm, "detach", "fetch all that is still on other hosts", &cli::vm_detach);
+  names(detach, "VM");
+  detach->add_option("-t,--timeout", options.timeout_seconds, "wait at most so long")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0.0, 86400.0));
   CLI::App* rm = add("rm", "forget ended VMs and their disks", &cli::rm);
   names(rm, "VM");
   rm->add_flag("-f,--force", options.force, "running ones too");
@@ -131,6 +158,7 @@ void Tree::add_family() {
   fork->add_option("--ticket", options.ticket, "use what `snow reserve` reserved")
       ->type_name("TICKET");
   pairs(fork, "-p,--param", options.parameters, "for the clones to read");
+  placing(fork);
   fork->add_flag("--no-wait", options.no_wait, "do not wait for the clones' agents");
   fork->add_flag("-v,--verbose", options.verbose, "show the time of each step");
 
@@ -139,6 +167,7 @@ void Tree::add_family() {
   count(reserve, "for how many clones (1)");
   reserve->add_option("--min", options.minimum, "accept fewer, but not fewer than this")
       ->type_name("N");
+  placing(reserve);
   CLI::App* ticket = add("ticket", "tickets of forks", nullptr);
   ticket->require_subcommand(1);
   add(*ticket, "ls", "list them", &cli::ticket_ls);
@@ -223,6 +252,49 @@ void Tree::add_host() {
   add("version", "versions of snow and snowd", &cli::version);
   CLI::App* completion = add("completion", "print a completion script", nullptr);
   word(completion, "SHELL", options.shell, "bash, zsh or fish")->required();
+}
+
+void Tree::add_cluster() {
+  const auto member = [this](CLI::App* app) {
+    app->add_option("--address", options.address, "by which other hosts reach this one")
+        ->type_name("IP[:PORT]")
+        ->required();
+    app->add_option("--host-name", options.host_name, "this host's (its hostname)")
+        ->type_name("NAME");
+  };
+  CLI::App* cluster = add("cluster", "make or join a cluster of hosts", nullptr);
+  cluster->require_subcommand(1);
+  CLI::App* init = add(*cluster, "init", "make a cluster of this host", &cli::cluster_init);
+  member(init);
+  init->add_option("--name", options.name, "the cluster's (snow)")->type_name("NAME");
+  init->add_option("--etcd", options.etcd, "etcd's client port, once for each of its members")
+      ->type_name("URL")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  init->add_flag("--plain", options.plain, "no TLS between hosts: on a network of their own only");
+  CLI::App* token =
+      add(*cluster, "token", "make a token for one host to join", &cli::cluster_token);
+  token->add_option("--ttl", options.ttl_seconds, "it holds so long (3600)")->type_name("SECONDS");
+  CLI::App* join = add(*cluster, "join", "make this host a member", &cli::cluster_join);
+  member(join);
+  CLI::Option* word = join->add_option("--token", options.token,
+                                       "of `snow cluster token`; - reads it (SNOW_JOIN_TOKEN)")
+                          ->type_name("TOKEN");
+  join->add_option("--token-file", options.token_file, "a file that has it; - is standard input")
+      ->type_name("FILE")
+      ->excludes(word);
+
+  CLI::App* host = add("host", "the cluster's hosts", nullptr);
+  host->require_subcommand(1);
+  add(*host, "ls", "list them", &cli::host_ls);
+  Tree::word(add(*host, "show", "show one", &cli::host_show), "HOST", options.name, "id or name")
+      ->required();
+  CLI::App* drain = add(*host, "drain", "no clones of other hosts any more", &cli::host_drain);
+  names(drain, "HOST");
+  drain->add_flag("--undo", options.undo, "clones may come again");
+  CLI::App* rm = add(*host, "rm", "take hosts out of the cluster for good", &cli::host_rm);
+  names(rm, "HOST");
+  rm->add_flag("-f,--force", options.force, "although it is alive");
 }
 
 void collect(const CLI::App& app, const std::string& path, std::vector<CommandInfo>& into) {

@@ -15,7 +15,7 @@ struct CommandInfo {
   std::string description;
   std::vector<std::string> commands;   // below it
   std::vector<std::string> options;    // "-n", "--count"
-  std::vector<std::string> arguments;  // "VM", "IMAGE", "SNAPSHOT", "TICKET", "FILE", ...
+  std::vector<std::string> arguments;  // "VM", "IMAGE", "SNAPSHOT", "TICKET", "HOST", "FILE", ...
 };
 
 struct Parsed {

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "cli/each.h"
 #include "cli/output.h"
 
 namespace snow::cli {
@@ -42,24 +43,6 @@ Result<nlohmann::json> wait_until_up(const Client& client, nlohmann::json vm, un
     std::this_thread::sleep_for(kPoll);
     SNOW_ASSIGN(vm, client.get(vm_path(id)));
   }
-}
-
-// Does it to each VM, also when one failed: the first failure decides the exit code.
-template <class Action>
-int for_each(const Options& options, Action action) {
-  int code = 0;
-  for (const std::string& vm : options.names) {
-    const Result<nlohmann::json> done = action(vm);
-    if (!done) {
-      note(done.error().message);
-      if (code == 0) code = exit_code(done.error().code);
-    } else if (options.format == Format::json) {
-      print_object(options, *done);
-    } else {
-      fmt::print("{}\n", vm);
-    }
-  }
-  return code;
 }
 
 Result<int> post_each(const Options& options, const char* verb, const char* doing,
@@ -117,14 +100,14 @@ Result<int> run(const Options& options) {
       SNOW_ASSIGN(vm, wait_until_up(client, vm, options.wait_seconds));
     }
   }
-  print_list(options, vms, vm_columns());
+  print_vms(options, vms);
   return 0;
 }
 
 Result<int> ps(const Options& options) {
   SNOW_ASSIGN(const nlohmann::json vms,
               Client(options.socket).get(options.all ? "/vms?all=true" : "/vms"));
-  print_list(options, vms, vm_columns());
+  print_vms(options, vms);
   return 0;
 }
 
@@ -138,7 +121,7 @@ Result<int> inspect(const Options& options) {
   if (list.size() == 1) {
     print_object(options, list[0]);
   } else if (options.format == Format::name) {
-    print_list(options, list, vm_columns());
+    print_vms(options, list);
   } else {
     print_object(options, list);
   }
@@ -155,6 +138,14 @@ Result<int> stop(const Options& options) {
     body["timeout_ms"] = static_cast<int64_t>(options.timeout_seconds * 1000);
   }
   return post_each(options, "/stop", "stopping", body);
+}
+
+Result<int> vm_detach(const Options& options) {
+  nlohmann::json body = nlohmann::json::object();
+  if (options.timeout_seconds >= 0) {
+    body["timeout_ms"] = static_cast<int64_t>(options.timeout_seconds * 1000);
+  }
+  return post_each(options, "/detach", "fetching what is missing of", body);
 }
 
 Result<int> rm(const Options& options) {

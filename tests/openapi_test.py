@@ -182,7 +182,7 @@ def frames(connection):
 def check_errors(api):
     """Operations on what is not there, and bodies with an unknown field."""
     bodies = {"fork": {}, "reserve": {"count": 1}, "snapshot": {"name": "x"},
-              "exec": {"argv": ["true"]}}
+              "exec": {"argv": ["true"]}, "drain_host": {"drain": True}}
     for operation, (method, path, spec) in api.document.operations.items():
         missing = {name: "no-such-thing" for name in re.findall(r"\{(\w+)\}", path)}
         query = {"path": "/etc/hostname"} if path.endswith("/file") else None
@@ -193,7 +193,9 @@ def check_errors(api):
             body = json.dumps(bodies[operation]) if operation in bodies else None
             status, answer = api.send(method, api.url(path, missing, query),
                                       b"" if method == "PUT" else body, headers)
-            api.check_error(f"{operation} of nothing", status, answer, 404, "not_found")
+            # Without a cluster there are no hosts to look among.
+            wanted = (409, "wrong_state") if "host" in missing else (404, "not_found")
+            api.check_error(f"{operation} of nothing", status, answer, *wanted)
         if method == "POST":
             status, answer = api.send(method, api.url(path, missing, None),
                                       '{"no_such_field": 1, "argv": ["x"]}', headers)
@@ -265,6 +267,44 @@ def check_forks(api, vm):
     api.ask("remove_snapshot", snapshot="probe")
 
 
+def check_cluster(api, vm):
+    """A cluster of one host, and a VM of the time before it."""
+    for operation, body in (("list_hosts", None), ("make_join_token", {})):
+        method, path, _ = api.document.operations[operation]
+        status, answer = api.send(method, api.url(path, {}, None), body and json.dumps(body), {})
+        api.check_error(f"{operation} without a cluster", status, answer, 409, "wrong_state")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (host,) = api.ask("make_cluster", {"name": "contract", "host_name": "one",
+                                       "address": f"127.0.0.1:{port}", "plain": True})
+    if (host["name"], host["self"]) != ("one", True):
+        raise AssertionError(f"make_cluster: {host}")
+    method, path, _ = api.document.operations["join_cluster"]
+    status, answer = api.send(method, api.url(path, {}, None),
+                              json.dumps({"token": "x", "address": "127.0.0.1"}), {})
+    api.check_error("join_cluster of a member", status, answer, 409, "exists")
+    api.asked.add("join_cluster")
+    api.ask("list_hosts")
+    api.ask("make_join_token", {"seconds": 60})
+    if "exchange" not in api.ask("get_host", host="one"):
+        raise AssertionError("get_host: no exchange")
+    if api.ask("drain_host", {"drain": True}, host="one")["state"] != "drained":
+        raise AssertionError("drain_host: not drained")
+    api.ask("drain_host", {"drain": False}, host=host["id"])
+    method, path, _ = api.document.operations["remove_host"]
+    status, answer = api.send(method, api.url(path, {"host": "one"}, None), None, {})
+    api.check_error("remove_host of itself", status, answer, 409, "wrong_state")
+    api.asked.add("remove_host")
+    if api.ask("inspect", vm=vm)["host"] != "one":
+        raise AssertionError("inspect: the VM has another host")
+    api.ask("detach", {"timeout_ms": 60_000}, vm=vm)
+    api.ask("fork", {"count": 1, "place": "local"}, vm=vm)
+    cluster = api.ask("info")["cluster"]
+    if (cluster["name"], cluster["host_name"]) != ("contract", "one"):
+        raise AssertionError(f"info: {cluster}")
+
+
 def check_events(api):
     """What happened so far; the stream itself goes on, so it is read by hand."""
     method, path, spec = api.document.operations["events"]
@@ -299,6 +339,7 @@ def check_all(socket_path, image):
     api.ask("resume", vm=vm)
     check_guest(api, vm)
     check_forks(api, vm)
+    check_cluster(api, vm)
     api.ask("stop", {"timeout_ms": 60_000}, vm=vm)
     api.ask("list_vms", query={"all": "true"})
     check_events(api)

@@ -19,6 +19,7 @@
 #include "vm/image_catalog.h"
 #include "vm/network.h"
 #include "vm/network_guard.h"
+#include "vm/outbox.h"
 #include "vm/overlay.h"
 #include "vm/store.h"
 
@@ -36,9 +37,12 @@ class SlotPool {
   std::set<unsigned> taken_;
 };
 
+class Cluster;
+
 struct Context {
   Settings settings;
   std::unique_ptr<Store> store;
+  std::unique_ptr<Outbox> outbox;
   std::unique_ptr<Keeper> keeper;
   std::unique_ptr<LazyFs> lazyfs;
   std::unique_ptr<ConsoleHub> consoles;
@@ -54,6 +58,16 @@ struct Context {
   // removing them, since the VMs go on.
   std::atomic<bool> leaving = false;
 
+  // Null: this host is in no cluster.
+  [[nodiscard]] std::shared_ptr<Cluster> cluster() const {
+    const std::lock_guard lock(cluster_mutex_);
+    return cluster_;
+  }
+  void set_cluster(std::shared_ptr<Cluster> cluster) {
+    const std::lock_guard lock(cluster_mutex_);
+    cluster_.swap(cluster);
+  }
+
   [[nodiscard]] std::string ram_dir() const { return settings.run_dir + "/ram"; }
   [[nodiscard]] std::string process_dir(const std::string& key) const {
     return settings.run_dir + "/p/" + key;
@@ -65,6 +79,13 @@ struct Context {
   [[nodiscard]] std::string result_dir() const { return settings.state_dir + "/results"; }
   [[nodiscard]] std::string snapshot_dir() const { return settings.state_dir + "/snapshots"; }
   [[nodiscard]] std::string boot_dir() const { return settings.state_dir + "/boot"; }
+  // Of other hosts: what was fetched of their images, and their kernels by content.
+  [[nodiscard]] std::string cache_dir() const { return settings.state_dir + "/cache"; }
+  [[nodiscard]] std::string kernel_dir() const { return settings.state_dir + "/kernels"; }
+
+ private:
+  mutable std::mutex cluster_mutex_;
+  std::shared_ptr<Cluster> cluster_;
 };
 
 }  // namespace snow

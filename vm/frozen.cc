@@ -130,6 +130,30 @@ Result<std::shared_ptr<Frozen>> Frozen::alias(Context& context, const Frozen& of
   return frozen;
 }
 
+Result<std::shared_ptr<Frozen>> Frozen::remote(Context& context, Remote from,
+                                               const std::shared_ptr<LazyFile>& memory,
+                                               const std::shared_ptr<LazyFile>& disk) {
+  std::shared_ptr<Frozen> frozen(new Frozen(context, random_hex(8), from.config));
+  frozen->state_ = std::move(from.state);
+  frozen->ground_ = {memory, disk, std::move(from.boot)};
+  const auto show = [](const std::shared_ptr<LazyFile>& file,
+                       std::shared_ptr<Layer> layer) -> Result<void> {
+    const Image nothing(file->size(), {}, ExtentMap());
+    return file->bind(nothing.with_layer(std::move(layer), extents_of({{0, file->size()}})));
+  };
+  SNOW_TRY(show(memory, std::move(from.memory_layer)));
+  if (disk) SNOW_TRY(show(disk, std::move(from.disk_layer)));
+  SNOW_TRY(frozen->write_map());
+  frozen->settled_ = true;
+  SNOW_TRY(frozen->record());
+  return frozen;
+}
+
+Result<void> Frozen::note_offered(Offered offered) {
+  offered_ = std::move(offered);
+  return record();
+}
+
 Frozen::~Frozen() {
   const bool leaving = context_.leaving;
   for (const auto& file : {ground_.memory, ground_.disk}) {
@@ -137,6 +161,7 @@ Frozen::~Frozen() {
     for (const auto& layer : file->image()->layers()) layer->keep();
   }
   if (leaving) return;
+  if (offered_.withdraw) offered_.withdraw();
   if (recorded_) {
     if (auto removed = context_.store->remove("frozen", id_); !removed) {
       log_warn("frozen machine {}: {}", id_, removed.error().message);
@@ -147,6 +172,8 @@ Frozen::~Frozen() {
 }
 
 Result<void> Frozen::record(bool settled) {
+  const std::lock_guard lock(record_mutex_);
+  settled = settled_on_record_ = settled || settled_on_record_;
   nlohmann::json json = {{"id", id_},
                          {"config", to_json(config_)},
                          {"snapshot", snapshot_},
@@ -156,6 +183,7 @@ Result<void> Frozen::record(bool settled) {
                          {"disk_size", ground_.disk ? ground_.disk->size() : 0},
                          {"boot", ground_.boot->to_json()},
                          {"delta_bytes", delta_bytes_},
+                         {"offered", {offered_.memory, offered_.disk}},
                          {"settled", settled}};
   if (!settled) {
     json["source"] = source_->to_json();
@@ -229,6 +257,9 @@ Result<std::shared_ptr<Frozen>> Frozen::restore(Context& context, const nlohmann
   frozen->sequence_ = record.at("sequence").get<int64_t>();
   frozen->snapshot_ = record.at("snapshot").get<std::string>();
   frozen->delta_bytes_ = record.at("delta_bytes").get<uint64_t>();
+  if (record.contains("offered")) {
+    frozen->offered_ = {record["offered"].at(0), record["offered"].at(1)};
+  }
   frozen->ground_.boot = finders.boot_files(record.at("boot"));
   const auto memory_number = record.at("memory").get<uint64_t>();
   const auto disk_number = record.at("disk").get<uint64_t>();
@@ -256,6 +287,11 @@ Result<std::shared_ptr<Frozen>> Frozen::restore(Context& context, const nlohmann
     }
     const auto open_layer = [&](const std::string& path) -> Result<std::shared_ptr<Layer>> {
       if (auto open = (*finders.layers)[path].lock()) return open;
+      if (path.starts_with(context.cache_dir() + "/")) {
+        SNOW_ASSIGN(std::shared_ptr<Layer> layer, finders.remote_layer(path));
+        (*finders.layers)[path] = layer;
+        return layer;
+      }
       const bool owned =
           path.starts_with(context.ram_dir()) || path.starts_with(context.disk_dir());
       SNOW_ASSIGN(std::shared_ptr<Layer> layer, FileLayer::open(path, owned));

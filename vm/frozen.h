@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <utility>
@@ -50,6 +51,26 @@ class Frozen {
                                                const std::shared_ptr<LazyFile>& memory,
                                                const std::shared_ptr<LazyFile>& disk);
 
+  // A machine that another host froze: its images are layers that are fetched from there.
+  struct Remote {
+    MachineConfig config;
+    std::vector<std::byte> state;
+    std::shared_ptr<BootFiles> boot;
+    std::shared_ptr<Layer> memory_layer, disk_layer;  // disk: null if it has none
+  };
+  static Result<std::shared_ptr<Frozen>> remote(Context& context, Remote from,
+                                                const std::shared_ptr<LazyFile>& memory,
+                                                const std::shared_ptr<LazyFile>& disk);
+
+  // Under which ids other hosts fetch its images (hex; empty: nobody does). On record when it
+  // returns. `withdraw` is called when the machine goes, and not when the daemon leaves.
+  struct Offered {
+    std::string memory, disk;
+    std::function<void()> withdraw = {};
+  };
+  Result<void> note_offered(Offered offered);
+  [[nodiscard]] const Offered& offered() const { return offered_; }
+
   // A snapshot's folder as a frozen machine.
   static Result<std::shared_ptr<Frozen>> open_snapshot(Context& context, const std::string& name);
   // Writes this machine as a snapshot's files into `folder` (made by the caller).
@@ -86,6 +107,8 @@ class Frozen {
     std::function<std::shared_ptr<Frozen>(const std::string&)> frozen;
     std::function<std::shared_ptr<LazyFile>(uint64_t)> image_disk;
     std::function<std::shared_ptr<BootFiles>(const nlohmann::json&)> boot_files;
+    // Of an image of another host, by its cache file.
+    std::function<Result<std::shared_ptr<Layer>>(const std::string&)> remote_layer;
     OpenLayers* layers;
   };
   static Result<std::shared_ptr<Frozen>> restore(Context& context, const nlohmann::json& record,
@@ -118,7 +141,10 @@ class Frozen {
   std::shared_ptr<FileLayer> ram_;       // a first boot's RAM file
   std::shared_ptr<FileLayer> overlay_;   // its disk overlay
   uint64_t delta_bytes_ = 0;
+  Offered offered_;
   std::atomic<bool> settled_ = false;
+  std::mutex record_mutex_;  // the record itself: it is written by the settler, and when offered
+  bool settled_on_record_ = false;
   bool recorded_ = false;
 };
 

@@ -19,6 +19,11 @@
 
 namespace snow {
 
+namespace peer {
+class Connection;
+class Pool;
+}  // namespace peer
+
 struct Settings {
   std::string state_dir = "/var/lib/snow";  // images, snapshots, disks, the record (SQLite)
   std::string run_dir = "/run/snow";        // sockets, RAM files (tmpfs), the lazyfs mount
@@ -33,6 +38,12 @@ struct Settings {
   unsigned uid_base = 700'000;       // VM n runs as uid_base + n
   std::string api_group = "snow";    // may use the API socket, if the group exists
   bool use_resend = true;            // FUSE_NOTIFY_RESEND (tests switch it off)
+  // In a cluster:
+  unsigned lease_seconds = 10;       // after so long without the directory this host is fenced
+  unsigned fill_after_seconds = 30;  // a clone's images are fetched whole from then on
+  uint64_t fill_rate_bytes = 50'000'000;  // per second; 0: no limit
+  bool multicast = true;             // where it passes
+  uint64_t link_rate_bytes = 0;      // of this host's link, per second; 0: it is found out
   std::string fault;                 // kills on purpose, for tests (vm/fault.h)
 };
 
@@ -52,10 +63,19 @@ struct RunRequest {
   bool wait_for_agent = false;
 };
 
+// On which hosts of the cluster clones shall be.
+struct Placing {
+  // local: this host only. pack: this host while it has room, then the fewest others. spread: evenly
+  // over all hosts with room. Empty: local, or pack where there is a cluster.
+  std::string policy;
+  std::vector<std::string> hosts;  // ids or names: only these (policy empty: spread)
+};
+
 struct ForkRequest {
   std::string vm;
   unsigned count = 1;
   unsigned minimum = 0;  // 0: all of them
+  Placing placing;       // without a ticket
   std::string ticket;    // of reserve(); empty: shells are started now
   std::map<std::string, std::string> parameters;
   bool wait_for_ready = true;  // until every clone's agent has answered
@@ -67,6 +87,31 @@ struct ImportRequest {
   std::string kernel, initrd, append;
   uint64_t memory_bytes = 0;
   unsigned cpus = 0;
+};
+
+struct ClusterRequest {
+  std::string name;                // the cluster's
+  std::string host_name;           // this host's; empty: its hostname
+  std::string address;             // IP or IP:PORT that other hosts reach it by
+  std::vector<std::string> etcd;   // URLs of etcd's client port
+  bool plain = false;              // no TLS between hosts: only for networks that nobody else is on
+};
+
+struct JoinRequest {
+  std::string token;
+  std::string host_name;
+  std::string address;
+};
+
+// The other hosts of the cluster, for api/: what is asked of one host and is another's to answer.
+// Thread-safe.
+class Neighbours {
+ public:
+  virtual ~Neighbours() = default;
+  [[nodiscard]] virtual std::string self() const = 0;              // this host's id
+  [[nodiscard]] virtual std::vector<std::string> live() const = 0;  // ids, without this one
+  [[nodiscard]] virtual std::string name_of(const std::string& host) const = 0;
+  [[nodiscard]] virtual peer::Pool& pool() = 0;  // its service "api": see Host::serve_api
 };
 
 class Host {
@@ -93,8 +138,8 @@ class Host {
   virtual Result<nlohmann::json> kill(const std::string& vm) = 0;
   virtual Result<void> remove(const std::string& vm, bool force) = 0;  // force: also a running one
 
-  virtual Result<nlohmann::json> reserve(const std::string& vm, unsigned count,
-                                         unsigned minimum) = 0;
+  virtual Result<nlohmann::json> reserve(const std::string& vm, unsigned count, unsigned minimum,
+                                         const Placing& placing) = 0;
   virtual Result<nlohmann::json> tickets() = 0;
   virtual Result<void> give_back(const std::string& ticket) = 0;
   // {"parent": VM, "clones": [VM...], "steps": {name: ms}, "undone": [what was not done]}
@@ -127,6 +172,25 @@ class Host {
     virtual Result<void> write(std::string_view bytes) = 0;
   };
   virtual Result<std::unique_ptr<ConsoleSession>> console(const std::string& vm) = 0;
+
+  // The cluster (docs/cluster.md). Without one the last four are Code::wrong_state.
+  virtual Result<nlohmann::json> make_cluster(const ClusterRequest& request) = 0;
+  virtual Result<nlohmann::json> join_cluster(const JoinRequest& request) = 0;
+  // {"token", "expires"}; for one host, within `seconds`.
+  virtual Result<nlohmann::json> make_join_token(unsigned seconds) = 0;
+  virtual Result<nlohmann::json> hosts() = 0;
+  virtual Result<nlohmann::json> host(const std::string& name) = 0;
+  virtual Result<nlohmann::json> drain_host(const std::string& name, bool drain) = 0;
+  // Out of the cluster for good: what it held is let go, its clones count as lost. `force`: although
+  // it still answers or has VMs.
+  virtual Result<void> remove_host(const std::string& name, bool force) = 0;
+  // Fetches all that a VM's images still lack from other hosts; then they are not needed any more.
+  virtual Result<nlohmann::json> detach(const std::string& vm, int timeout_ms) = 0;
+
+  // For requests that another host must answer; null: no cluster.
+  virtual std::shared_ptr<Neighbours> neighbours() = 0;
+  // What answers a neighbour that opens the service "api" here; runs on the connection's thread.
+  virtual void serve_api(std::function<void(peer::Connection&)> session) = 0;
 
   // Events since `after` (0: only new ones), as they happen: {"seq", "time", "type", "vm", ...}.
   // Blocks at most timeout_ms; an empty array: none came.

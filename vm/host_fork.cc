@@ -37,8 +37,30 @@ double since(int64_t start_ns) { return static_cast<double>(monotonic_ns() - sta
 
 }  // namespace
 
+Result<std::vector<std::shared_ptr<QemuProcess>>> HostImpl::start_shells(
+    const MachineConfig& config, const Ground& ground, unsigned count, const std::string& name,
+    const std::string& mac) {
+  std::vector<std::shared_ptr<QemuProcess>> shells(count);
+  std::mutex mutex;
+  Result<void> started;
+  for_each_parallel(count, kParallelStarts, [&](size_t i) {
+    auto shell = start_shell(config, ground, name, mac);
+    const std::lock_guard lock(mutex);
+    if (shell) {
+      shells[i] = std::move(*shell);
+    } else if (started) {
+      started = tl::unexpected<Error>(shell.error());
+    }
+  });
+  if (!started) return within("a QEMU for the fork of '" + name + "'", started.error());
+  return shells;
+}
+
 Result<std::unique_ptr<Reservation>> HostImpl::make_reservation(const VmPtr& vm, unsigned count,
-                                                                unsigned minimum) {
+                                                                unsigned minimum,
+                                                                const Placing& placing,
+                                                                const std::string& ticket) {
+  if (const auto cluster = context_.cluster()) SNOW_TRY(cluster->may_start());
   MachineConfig config;
   std::shared_ptr<QemuProcess> process;
   std::string name;
@@ -50,34 +72,15 @@ Result<std::unique_ptr<Reservation>> HostImpl::make_reservation(const VmPtr& vm,
     name = vm->name;
   }
   auto reservation = std::make_unique<Reservation>();
-  unsigned granted = 0;
-  if (count > 0) {
-    SNOW_ASSIGN(reservation->room, context_.admission->reserve({.memory_bytes = config.memory_bytes,
-                                                                .cpus = config.cpus,
-                                                                .count = count,
-                                                                .minimum = minimum,
-                                                                .fork = true}));
-    granted = reservation->room.count();
-  }
+  SNOW_TRY(take_room(*reservation, vm, config, process->ground(), count, minimum, placing, ticket));
   SNOW_ASSIGN(reservation->memory, LazyFile::reserve(context_, config.memory_bytes));
   if (const auto& disk = process->ground().disk) {
     SNOW_ASSIGN(reservation->disk, LazyFile::reserve(context_, disk->size()));
     SNOW_TRY(context_.overlays->prepare(disk->size()));
   }
   const Ground ground{reservation->memory, reservation->disk, process->ground().boot};
-  reservation->shells.resize(granted + 1);
-  std::mutex mutex;
-  Result<void> started;
-  for_each_parallel(granted + 1, kParallelStarts, [&](size_t i) {
-    auto shell = start_shell(config, ground, name, vm->mac);
-    const std::lock_guard lock(mutex);
-    if (shell) {
-      reservation->shells[i] = std::move(*shell);
-    } else if (started) {
-      started = tl::unexpected<Error>(shell.error());
-    }
-  });
-  if (!started) return within("a QEMU for the fork of '" + name + "'", started.error());
+  SNOW_ASSIGN(reservation->shells,
+              start_shells(config, ground, reservation->room.count() + 1, name, vm->mac));
   return reservation;
 }
 
@@ -285,12 +288,15 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
     parent_back.set_value();
   });
   TicketPtr ticket;
+  std::vector<RemoteThaw> elsewhere;
   {
     const std::lock_guard lock(mutex_);
     if (const auto it = tickets_.find(plan.ticket); it != tickets_.end()) ticket = it->second;
-    outcome.clones =
-        new_clones(*vm, *frozen, *reservation, plan.count, plan.ticket, plan.parameters, plan.call);
-    if (ticket) list_clones(*ticket, outcome.clones);
+    outcome.clones = new_clones(*vm, *frozen, *reservation, plan.count, plan.ticket,
+                                plan.parameters, plan.call);
+    elsewhere = plan_elsewhere(*vm, *reservation, plan.count, plan.ticket, plan.parameters,
+                               plan.call);
+    if (ticket) list_clones(*ticket, outcome.clones, elsewhere);
   }
   if (ticket) save(*ticket);
   save(*vm);
@@ -298,17 +304,30 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
     save(*clone);
     context_.events.add("starting", clone->id, {{"name", clone->name}, {"parent", vm->id}});
   }
-  if (plan.count >= std::thread::hardware_concurrency()) {
+  Steps remote_steps;
+  unsigned up_elsewhere = 0;
+  std::thread others([&] {
+    if (elsewhere.empty()) return;
+    up_elsewhere = bring_up_elsewhere(elsewhere, frozen, had_agent, plan.wait_for_ready,
+                                      remote_steps, start, plan.ticket);
+  });
+  if (outcome.clones.size() >= std::thread::hardware_concurrency()) {
     parent_back.get_future().wait_for(kParentFirst);
   }
   std::vector<std::shared_ptr<QemuProcess>> shells(
       std::make_move_iterator(reservation->shells.begin() + 1),
       std::make_move_iterator(reservation->shells.end()));
   Steps clone_steps;
-  const unsigned up = bring_up(outcome.clones, std::move(shells), frozen, had_agent, clone_steps,
-                               start, plan.wait_for_ready);
+  unsigned up = bring_up(outcome.clones, std::move(shells), frozen, had_agent, clone_steps, start,
+                         plan.wait_for_ready);
+  others.join();
   parent.join();
+  up += up_elsewhere;
   steps.insert(steps.end(), clone_steps.begin(), clone_steps.end());
+  steps.insert(steps.end(), remote_steps.begin(), remote_steps.end());
+  for (RemoteThaw& thaw : elsewhere) {
+    for (auto& clone : thaw.described) outcome.elsewhere.push_back(std::move(clone));
+  }
   steps.emplace_back("total", since(start));
   outcome.steps = std::move(steps);
   {
@@ -341,6 +360,7 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
       end_vm(clone, VmState::exited, {"killed", 9, "the fork was given up"});
     }
     for (const VmPtr& clone : outcome.clones) (void)remove(clone->id, true);
+    if (ticket) (void)kill_elsewhere(ticket);
     if (ticket) drop_ticket(ticket);
     return fail(Code::host_failed,
                 "fork of VM '{}': {} of {} clones came up, {} were asked for: {}; they were ended, "
@@ -370,14 +390,16 @@ Result<nlohmann::json> HostImpl::fork_locked(const VmPtr& vm, const ForkRequest&
     }
   }
   if (request.ticket.empty()) {
-    SNOW_ASSIGN(reservation, make_reservation(vm, request.count, request.minimum));
-    ticket = new_ticket(*vm, request.count, reservation->room.count(), false);
+    const std::string id = new_ticket_id();
+    SNOW_ASSIGN(reservation,
+                make_reservation(vm, request.count, request.minimum, request.placing, id));
+    ticket = new_ticket(id, *vm, request.count, reservation->granted(), false);
     ticket->forked = true;
     save(*ticket);
   } else {
     SNOW_ASSIGN(ticket, use_ticket(request.ticket, *vm, reservation));
   }
-  plan.count = reservation->room.count();
+  plan.count = reservation->granted();
   plan.minimum = request.minimum == 0 ? plan.count : request.minimum;
   plan.ticket = ticket->id;
   plan.parameters = request.parameters;
@@ -400,6 +422,12 @@ Result<nlohmann::json> HostImpl::fork_locked(const VmPtr& vm, const ForkRequest&
     for (const std::string& text : clone->undone) {
       json["undone"].push_back(clone->name + ": " + text);
     }
+  }
+  for (auto& clone : outcome->elsewhere) {
+    for (const auto& text : clone.value("undone", nlohmann::json::array())) {
+      json["undone"].push_back(clone.value("name", "") + ": " + text.get<std::string>());
+    }
+    json["clones"].push_back(std::move(clone));
   }
   return json;
 }

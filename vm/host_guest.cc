@@ -12,7 +12,6 @@ namespace {
 using channel::field;
 using channel::number_field;
 
-constexpr uint64_t kTicketResultBytes = uint64_t{512} << 20;  // of all clones of one ticket
 constexpr size_t kCheckpointsPerVm = 16;
 
 Result<unsigned> count_field(const channel::Fields& fields, std::string_view key) {
@@ -21,6 +20,14 @@ Result<unsigned> count_field(const channel::Fields& fields, std::string_view key
     return fail(Code::invalid, "{}: must be a number from 0 to 65535", key);
   }
   return static_cast<unsigned>(*number);
+}
+
+// "spread" or "local"; without it, as the host thinks best.
+Placing placing_of(const channel::Fields& fields) {
+  Placing placing;
+  const std::string_view policy = field(fields, "place");
+  if (policy == "spread" || policy == "local") placing.policy = policy;
+  return placing;
 }
 
 }  // namespace
@@ -102,7 +109,8 @@ void HostImpl::serve_call(const VmPtr& vm, const std::shared_ptr<GuestCall>& cal
       const unsigned minimum =
           fields.contains("minimum") ? count_field(fields, "minimum").value_or(0) : 1;
       SNOW_ASSIGN(const TicketPtr ticket,
-                  reserve_ticket(vm, count, minimum, field(fields, "hierarchical") == "1"));
+                  reserve_ticket(vm, count, minimum, placing_of(fields),
+                                 field(fields, "hierarchical") == "1"));
       {
         const std::lock_guard lock(mutex_);
         ticket->inside = true;
@@ -144,7 +152,7 @@ Result<void> HostImpl::call_clone(const VmPtr& vm, GuestCall& call) {
   SNOW_ASSIGN(const TicketPtr ticket,
               use_ticket(std::string(field(call.fields(), "ticket")), *vm, reservation));
   ForkPlan plan;
-  plan.count = reservation->room.count();
+  plan.count = reservation->granted();
   plan.minimum = 0;  // what became of each clone is told at the join
   plan.ticket = ticket->id;
   plan.call = call.number();
@@ -166,7 +174,7 @@ Result<void> HostImpl::call_checkpoint(const VmPtr& vm, GuestCall& call) {
       return fail(Code::no_room, "checkpoint: this VM has {} already, which is the limit", held);
     }
   }
-  SNOW_ASSIGN(auto reservation, make_reservation(vm, 0, 0));
+  SNOW_ASSIGN(auto reservation, make_reservation(vm, 0, 0, {}, ""));
   ForkPlan plan;
   plan.call = call.number();
   SNOW_ASSIGN(auto outcome, fork_vm(vm, std::move(reservation), plan, {}));
@@ -208,11 +216,13 @@ Result<void> HostImpl::call_create(const VmPtr& vm, GuestCall& call) {
     return tl::unexpected<Error>(shown.error());
   }
   std::vector<VmPtr> clones;
+  std::vector<RemoteThaw> elsewhere;
   {
     const std::lock_guard lock(mutex_);
     frozen_[(*shown)->id()] = *shown;
     clones = new_clones(*vm, **shown, *reservation, ticket->granted, ticket->id, {}, asked);
-    list_clones(*ticket, clones);
+    elsewhere = plan_elsewhere(*vm, *reservation, ticket->granted, ticket->id, {}, asked);
+    list_clones(*ticket, clones, elsewhere);
   }
   save(*ticket);
   for (const VmPtr& clone : clones) save(*clone);
@@ -220,7 +230,16 @@ Result<void> HostImpl::call_create(const VmPtr& vm, GuestCall& call) {
       std::make_move_iterator(reservation->shells.begin() + 1),
       std::make_move_iterator(reservation->shells.end()));
   Steps steps;
-  const unsigned up = bring_up(clones, std::move(shells), *shown, true, steps, start);
+  unsigned up_elsewhere = 0;
+  // Of the checkpoint itself: hosts that hold its images already fetch nothing again.
+  std::thread others([&] {
+    Steps theirs;
+    if (elsewhere.empty()) return;
+    up_elsewhere = bring_up_elsewhere(elsewhere, frozen, true, true, theirs, start, ticket->id);
+  });
+  unsigned up = bring_up(clones, std::move(shells), *shown, true, steps, start);
+  others.join();
+  up += up_elsewhere;
   context_.events.add("forked", vm->id,
                       {{"name", vm->name}, {"clones", up}, {"ticket", ticket->id}});
   call.answer({{"count", std::to_string(up)}});
@@ -237,10 +256,14 @@ Result<void> HostImpl::call_exit(const VmPtr& vm, GuestCall& call) {
                 channel::kMaxResultBytes);
   }
   TicketPtr ticket;
+  if (!vm->home.empty() && !call.payload().empty()) {
+    // Goes to the ticket's host with the news of the end.
+    SNOW_TRY(snow::write_file(result_path(vm->ticket, vm->index), call.payload(), 0600));
+  }
   {
     const std::lock_guard lock(mutex_);
     const auto it = tickets_.find(vm->ticket);
-    if (it != tickets_.end()) ticket = it->second;
+    if (it != tickets_.end() && vm->home.empty()) ticket = it->second;
     if (vm->ticket.empty()) {
       return fail(Code::wrong_state, "exit: this VM is not a clone; shut it down instead");
     }
@@ -250,7 +273,7 @@ Result<void> HostImpl::call_exit(const VmPtr& vm, GuestCall& call) {
     }
   }
   if (ticket && !call.payload().empty()) {
-    SNOW_TRY(snow::write_file(result_path(*ticket, vm->index), call.payload(), 0600));
+    SNOW_TRY(snow::write_file(result_path(ticket->id, vm->index), call.payload(), 0600));
     const std::lock_guard lock(mutex_);
     for (CloneEnd& clone : ticket->clones) {
       if (clone.vm == vm->id) clone.result_bytes = call.payload().size();
@@ -289,7 +312,7 @@ void HostImpl::answer_join(const TicketPtr& ticket, GuestCall& call) {
     const CloneEnd& clone = clones[i];
     const std::string result =
         clone.result_bytes == 0 ? ""
-                                : snow::read_file(result_path(*ticket, clone.index)).value_or("");
+                                : snow::read_file(result_path(ticket->id, clone.index)).value_or("");
     const std::string prefix = std::to_string(i) + ".";
     fields[prefix + "index"] = std::to_string(clone.index);
     fields[prefix + "how"] = clone.how;

@@ -9,6 +9,9 @@
 //   host_tickets.cc   reserve, give back, join, kill
 //   host_guest.cc     what programs in guests ask for
 //   host_snapshots.cc images and snapshots
+//   host_cluster.cc   making, joining and leaving a cluster; its hosts
+//   host_spread.cc    what this host asks of the others
+//   host_remote.cc    what the others ask of it
 //
 // Locks: Vm::operation is taken before mutex_; mutex_ is never held while a QEMU, a guest, the
 // keeper or a disk is waited for, and nothing that owns a process or a file is destroyed under it.
@@ -21,10 +24,12 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "vm/cluster.h"
 #include "vm/context.h"
 #include "vm/frozen.h"
 #include "vm/host.h"
@@ -34,6 +39,10 @@
 #include "vm/workers.h"
 
 namespace snow {
+
+inline constexpr uint64_t kTicketResultBytes = uint64_t{512} << 20;  // of all clones of one ticket
+
+std::string sha256_hex(std::string_view content);
 
 class HostImpl : public Host {
  public:
@@ -54,7 +63,8 @@ class HostImpl : public Host {
   Result<nlohmann::json> stop(const std::string& vm, unsigned timeout_ms) override;
   Result<nlohmann::json> kill(const std::string& vm) override;
   Result<void> remove(const std::string& vm, bool force) override;
-  Result<nlohmann::json> reserve(const std::string& vm, unsigned count, unsigned minimum) override;
+  Result<nlohmann::json> reserve(const std::string& vm, unsigned count, unsigned minimum,
+                                 const Placing& placing) override;
   Result<nlohmann::json> tickets() override;
   Result<void> give_back(const std::string& ticket) override;
   Result<nlohmann::json> fork(const ForkRequest& request) override;
@@ -73,6 +83,16 @@ class HostImpl : public Host {
   Result<std::string> console_log(const std::string& vm) override;
   Result<std::unique_ptr<ConsoleSession>> console(const std::string& vm) override;
   Result<nlohmann::json> events(uint64_t after, int timeout_ms) override;
+  Result<nlohmann::json> make_cluster(const ClusterRequest& request) override;
+  Result<nlohmann::json> join_cluster(const JoinRequest& request) override;
+  Result<nlohmann::json> make_join_token(unsigned seconds) override;
+  Result<nlohmann::json> hosts() override;
+  Result<nlohmann::json> host(const std::string& name) override;
+  Result<nlohmann::json> drain_host(const std::string& name, bool drain) override;
+  Result<void> remove_host(const std::string& name, bool force) override;
+  Result<nlohmann::json> detach(const std::string& vm, int timeout_ms) override;
+  std::shared_ptr<Neighbours> neighbours() override;
+  void serve_api(std::function<void(peer::Connection&)> session) override;
 
  private:
   using VmPtr = std::shared_ptr<Vm>;
@@ -137,6 +157,94 @@ class HostImpl : public Host {
   void ask_to_shut_down(const Live& now, unsigned timeout_ms);
   std::string console_path(const Vm& vm) const;
   nlohmann::json describe(const VmPtr& vm);
+  nlohmann::json placed(const Vm& vm);  // mutex_ is held by the caller
+
+  // host_spread.cc
+  struct RoomWanted {
+    MachineConfig config;
+    uint64_t disk_size = 0;
+    std::string name;
+    std::string ticket;
+    std::string kernel, initrd;  // hashes; empty: none, or not found out yet
+  };
+  // Clones that are brought up on another host, and what came of them.
+  struct RemoteThaw {
+    std::string host;
+    std::string reservation;
+    std::vector<nlohmann::json> clones;  // who they are
+    nlohmann::json described = nlohmann::json::array();
+    nlohmann::json steps;
+  };
+  Result<std::shared_ptr<Cluster>> need_cluster() const;
+  Result<std::string> kernel_hash(const std::string& path);
+  Result<std::unique_ptr<RemotePart>> reserve_on(const std::string& host, const RoomWanted& wanted,
+                                                 unsigned count);
+  void reserve_elsewhere(Reservation& reservation, const RoomWanted& wanted,
+                         const std::vector<Share>& shares, std::string& why);
+  Result<void> take_room(Reservation& reservation, const VmPtr& vm, const MachineConfig& config,
+                         const Ground& ground, unsigned count, unsigned minimum,
+                         const Placing& placing, const std::string& ticket);
+  Result<nlohmann::json> offer(const std::shared_ptr<Frozen>& frozen);
+  exchange::Offer offer_of(const std::shared_ptr<Image>& image);
+  void restore_offers(Cluster& cluster);
+  void add_holder(const std::string& image, const std::string& host,
+                  const std::shared_ptr<Frozen>& frozen);
+  void drop_holder(const std::string& image, const std::string& host);
+  // The reservation's parts on other hosts are used up. mutex_ is held by the caller.
+  static std::vector<RemoteThaw> plan_elsewhere(
+      Vm& parent, Reservation& reservation, unsigned count, const std::string& ticket,
+      const std::map<std::string, std::string>& parameters, uint32_t call);
+  Result<void> thaw_on(RemoteThaw& plan, const std::shared_ptr<Frozen>& frozen, bool had_agent,
+                       bool wait);
+  unsigned bring_up_elsewhere(std::vector<RemoteThaw>& plans, const std::shared_ptr<Frozen>& frozen,
+                              bool had_agent, bool wait, Steps& steps, int64_t since_ns,
+                              const std::string& ticket);
+  void give_up(const RemoteThaw& plan, const std::string& ticket, const std::string& why);
+  void mark_lost(const std::string& ticket, const std::vector<std::string>& vms);
+  void give_up_on_gone_hosts();
+  unsigned kill_elsewhere(const TicketPtr& ticket);
+  void owe(const std::string& host, const std::string& method, const nlohmann::json& content,
+           const std::string& file = "");
+  void owe_ended(const std::string& host, const std::string& ticket, const std::string& vm,
+                 const std::string& how, int status, const std::string& file);
+
+  // host_remote.cc
+  // Room that this host has given to another one, until its clones come or the deadline.
+  struct GivenRoom {
+    std::string from;
+    std::string ticket;
+    int64_t deadline_ns = 0;  // monotonic
+    MachineConfig config;
+    std::shared_ptr<BootFiles> boot;
+    Reservation reservation;  // all its shells are for clones
+    std::vector<std::string> vms;
+    bool used = false;  // its clones are being brought up
+  };
+  void serve_others(Cluster& cluster);
+  Result<std::string> kernel_file(const std::string& from, const std::string& hash);
+  Result<peer::Message> serve_reserve(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_give_back(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_thaw(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_kill(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_forget(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_kernel(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_ended(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_removed(const std::string& from, const peer::Message& message);
+  Result<peer::Message> serve_release(const std::string& from, const peer::Message& message);
+  VmPtr clone_for(const std::string& from, const nlohmann::json& json, const MachineConfig& config);
+  Result<std::shared_ptr<Frozen>> thaw_ground(Cluster& cluster, GivenRoom& given,
+                                              const peer::Message& message);
+  void feed_lazy_file(Cluster& cluster, const std::shared_ptr<LazyFile>& file);
+  void take_back(const std::shared_ptr<GivenRoom>& given);
+  void expire_given_rooms();
+
+  // host_cluster.cc
+  Result<void> open_cluster();  // if this host is in one
+  Result<void> start_cluster(const ClusterConfig& config);
+  Result<void> deliver(const Outbox::Item& item);
+  Result<void> enter_cluster(const ClusterConfig& config);
+  Result<void> reconcile();
+  void tick_cluster();
 
   // host_thaw.cc
   VmPtr new_clone(const Vm& parent, const Frozen& frozen, unsigned index, unsigned count,
@@ -147,7 +255,8 @@ class HostImpl : public Host {
                                 unsigned count, const std::string& ticket,
                                 const std::map<std::string, std::string>& parameters,
                                 uint32_t call);
-  static void list_clones(Ticket& ticket, const std::vector<VmPtr>& clones);
+  static void list_clones(Ticket& ticket, const std::vector<VmPtr>& clones,
+                          const std::vector<RemoteThaw>& elsewhere);
   Result<std::shared_ptr<QemuProcess>> start_shell(const MachineConfig& config,
                                                    const Ground& ground, const std::string& name,
                                                    const std::string& mac);
@@ -191,7 +300,8 @@ class HostImpl : public Host {
   };
   struct ForkOutcome {
     std::shared_ptr<Frozen> frozen;
-    std::vector<VmPtr> clones;
+    std::vector<VmPtr> clones;               // here
+    std::vector<nlohmann::json> elsewhere;  // clones on other hosts, as they describe them
     Steps steps;
     std::vector<std::string> undone;
   };
@@ -206,14 +316,23 @@ class HostImpl : public Host {
   Result<void> undo_freeze(const VmPtr& vm, const std::shared_ptr<QemuProcess>& old, bool stopped,
                            bool had_agent);
   Result<void> restore_parent(const VmPtr& vm, const std::shared_ptr<Frozen>& frozen);
+  // `ticket`: the id that the ticket of it will have.
   Result<std::unique_ptr<Reservation>> make_reservation(const VmPtr& vm, unsigned count,
-                                                        unsigned minimum);
+                                                        unsigned minimum, const Placing& placing,
+                                                        const std::string& ticket);
+  Result<std::vector<std::shared_ptr<QemuProcess>>> start_shells(const MachineConfig& config,
+                                                                 const Ground& ground,
+                                                                 unsigned count,
+                                                                 const std::string& name,
+                                                                 const std::string& mac);
   Result<nlohmann::json> fork_locked(const VmPtr& vm, const ForkRequest& request);
 
   // host_tickets.cc
   Result<TicketPtr> reserve_ticket(const VmPtr& vm, unsigned count, unsigned minimum,
-                                   bool hierarchical);
-  TicketPtr new_ticket(const Vm& owner, unsigned requested, unsigned granted, bool hierarchical);
+                                   const Placing& placing, bool hierarchical);
+  static std::string new_ticket_id();
+  TicketPtr new_ticket(const std::string& id, const Vm& owner, unsigned requested, unsigned granted,
+                       bool hierarchical);
   // Takes the reservation out: the ticket is `forked` from now on.
   Result<TicketPtr> use_ticket(const std::string& id, const Vm& user,
                                std::unique_ptr<Reservation>& reservation);
@@ -223,9 +342,10 @@ class HostImpl : public Host {
   Result<TicketPtr> joinable(const std::string& id, const std::string& owner);  // "": the host asks
   void when_ended(const TicketPtr& ticket, int64_t timeout_ms, std::function<void()> wake);
   unsigned kill_clones(const TicketPtr& ticket);  // how many were ended
+  void end_killed(const std::vector<VmPtr>& clones);
   // As a guest kills by its ticket: if it was not used yet, it is given back.
   Result<unsigned> kill_or_give_back(const std::string& id, const std::string& owner);
-  std::string result_path(const Ticket& ticket, unsigned index) const;
+  std::string result_path(const std::string& ticket, unsigned index) const;
   void expire_tickets();
 
   // host_guest.cc
@@ -264,6 +384,18 @@ class HostImpl : public Host {
     uint32_t call = 0;  // that asked for it and waits in the frozen guest
   };
   std::map<std::string, Checkpoint> checkpoints_;
+  std::map<std::string, std::shared_ptr<GivenRoom>> given_rooms_;  // by id
+  std::map<std::string, std::shared_ptr<Frozen>> holders_;         // "IMAGE.HOST" that fetches it
+  std::mutex offers_mutex_;    // one offer at a time; before mutex_
+  std::mutex kernels_mutex_;   // guards the next two, and fetching kernels; before mutex_
+  std::map<std::string, std::string> kernel_hashes_;  // by path, size and time
+  std::map<std::string, std::string> kernel_paths_;   // by hash
+  std::function<void(peer::Connection&)> api_session_;
+  // Pages that came unasked go into lazyfs under a shared lock, while this is true.
+  std::shared_mutex feed_mutex_;
+  bool feeding_ = true;
+  int64_t reconcile_at_ns_ = 0;  // the ticker's
+  std::atomic<bool> reconciling_ = false;
   // Only during start(): what the record said.
   std::map<std::string, std::shared_ptr<Frozen>> restored_;
   std::map<std::string, nlohmann::json> records_;  // of VMs

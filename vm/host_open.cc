@@ -63,13 +63,17 @@ Result<void> HostImpl::start() {
   // Before anything new is made: what is in this list and belongs to nobody is an orphan.
   for (const std::string& folder :
        {context_.ram_dir(), context_.disk_dir(), context_.frozen_dir(), context_.boot_dir(),
-        context_.result_dir(), context_.settings.run_dir + "/p",
+        context_.result_dir(), context_.cache_dir(), context_.settings.run_dir + "/p",
         context_.settings.run_dir + "/vms"}) {
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
       if (entry.path() != context_.frozen_dir()) found.paths.push_back(entry.path());
     }
   }
   workers_ = std::make_unique<Workers>(kWorkers);
+  SNOW_ASSIGN(context_.outbox, Outbox::open(*context_.store, [this](const Outbox::Item& item) {
+                return deliver(item);
+              }));
+  SNOW_TRY(open_cluster());
   SNOW_TRY(restore_record());
   SNOW_TRY(context_.keeper->keep_fuse_fd(context_.lazyfs->fuse_fd()));
   SNOW_TRY(context_.lazyfs->start());
@@ -93,12 +97,17 @@ Result<void> HostImpl::start() {
   context_.keeper->on_lost([this] { workers_->post([this] { keeper_lost(); }); });
   restore_vms(found);
   restore_tickets();
+  if (const auto cluster = context_.cluster()) {
+    restore_offers(*cluster);
+    cluster->images().release_others();
+  }
   remove_orphans(found);
   for (const auto& frozen : unsettled_) settler_->add(frozen);
   unsettled_.clear();
   restored_.clear();
   records_.clear();
   grounds_.clear();
+  if (const auto cluster = context_.cluster()) SNOW_TRY(cluster->listen());
   ticker_ = std::thread([this] { tick(); });
   return {};
 }
@@ -110,7 +119,8 @@ Result<void> HostImpl::make_run_dir() {
   SNOW_TRY(mount_ram());
   for (const std::string& folder :
        {context_.disk_dir(), context_.frozen_dir(), context_.result_dir(), context_.snapshot_dir(),
-        context_.boot_dir(), settings.run_dir + "/vms"}) {
+        context_.boot_dir(), context_.cache_dir(), context_.kernel_dir(),
+        settings.run_dir + "/vms"}) {
     SNOW_TRY(make_folders(folder, 0711));
   }
   for (const auto& entry : std::filesystem::directory_iterator(context_.snapshot_dir())) {
@@ -174,12 +184,17 @@ HostImpl::~HostImpl() {
   changed_.notify_all();
   context_.events.close();
   if (ticker_.joinable()) ticker_.join();
+  const auto cluster = context_.cluster();
+  if (cluster) cluster->stop_serving();
+  if (context_.outbox) context_.outbox->stop();
+  given_rooms_.clear();
   if (settler_) settler_.reset();
   if (workers_) workers_->stop();
   // Nothing runs any more: with no VM and no frozen machine left, nothing has to stay. Otherwise
   // the VMs go on without us, and the next daemon finds them.
   bool idle = true;
   for (const auto& [id, vm] : vms_) idle = idle && vm->ended_already();
+  idle = idle && holders_.empty();  // other hosts fetch from here
   std::map<std::string, TicketPtr> tickets;
   tickets.swap(tickets_);
   for (auto& [id, ticket] : tickets) ticket->reservation.reset();
@@ -196,8 +211,17 @@ HostImpl::~HostImpl() {
     }
   }
   context_.leaving = true;
+  if (cluster) cluster->images().leave();
+  {
+    const std::unique_lock lock(feed_mutex_);
+    feeding_ = false;
+  }
   vms_.clear();
   checkpoints_.clear();
+  holders_.clear();
+  // Reads that wait for other hosts are left to the next daemon, before the exchange ends them.
+  context_.lazyfs.reset();
+  if (cluster) cluster->stop();
   // Their callbacks refer to this object.
   GuestLink::settle();
   context_.keeper.reset();
@@ -261,6 +285,7 @@ void HostImpl::tick() {
     lock.unlock();
     expire_tickets();
     context_.network_guard->refresh();
+    tick_cluster();
     lock.lock();
     std::erase_if(frozen_, [](const auto& entry) { return entry.second.expired(); });
   }
@@ -269,8 +294,10 @@ void HostImpl::tick() {
 Result<nlohmann::json> HostImpl::info() {
   const auto usage = context_.admission->usage();
   const auto& settings = context_.settings;
+  const auto cluster = context_.cluster();
   return nlohmann::json{
       {"version", SNOW_VERSION},
+      {"cluster", cluster ? cluster->about() : nlohmann::json(nullptr)},
       {"pid", ::getpid()},
       {"last_event", context_.events.last()},
       {"limits",

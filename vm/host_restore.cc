@@ -56,6 +56,10 @@ Result<void> HostImpl::restore_record() {
     return it == image_disks.end() ? nullptr : it->second;
   };
   finders.boot_files = [&](const nlohmann::json& json) { return shared_boot_files(json); };
+  finders.remote_layer = [&](const std::string& path) -> Result<std::shared_ptr<Layer>> {
+    SNOW_ASSIGN(const auto cluster, need_cluster());
+    return cluster->images().reopen(path);
+  };
   finders.layers = &layers;
   for (const auto& json : sorted) {
     const std::string id = json.at("id");
@@ -325,7 +329,7 @@ void HostImpl::restore_tickets() {
       const std::lock_guard lock(mutex_);
       for (CloneEnd& clone : ticket->clones) {
         const auto it = vms_.find(clone.vm);
-        if (clone.how != "running") continue;
+        if (clone.how != "running" || !clone.host.empty()) continue;
         if (it == vms_.end()) {
           clone.how = "lost";
         } else if (it->second->ended_already()) {
@@ -349,6 +353,8 @@ void HostImpl::remove_orphans(const Found& found) {
     }
     for (const auto& [id, vm] : vms_) used.insert(id);
     for (const auto& [id, ticket] : tickets_) used.insert(id);
+    // A clone's result that its ticket's host has not got yet.
+    for (const std::string& file : context_.outbox->files()) layers.insert(file);
     for (const auto& [folder, weak] : boot_files_) {
       if (!weak.expired()) layers.insert(folder);
     }

@@ -54,6 +54,7 @@ Result<std::shared_ptr<LazyFile>> HostImpl::image_disk(const StoredImage& image)
 }
 
 Result<nlohmann::json> HostImpl::run(const RunRequest& request) {
+  if (const auto cluster = context_.cluster()) SNOW_TRY(cluster->may_start());
   if (!request.from.empty()) return run_snapshot(request);
   return run_image(request);
 }

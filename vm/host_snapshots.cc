@@ -139,7 +139,7 @@ Result<nlohmann::json> HostImpl::snapshot(const std::string& vm_name, const std:
   }
   auto made = [&]() -> Result<nlohmann::json> {
     const std::lock_guard operation(vm->operation);
-    SNOW_ASSIGN(auto reservation, make_reservation(vm, 0, 0));
+    SNOW_ASSIGN(auto reservation, make_reservation(vm, 0, 0, {}, ""));
     SNOW_ASSIGN(auto outcome, fork_vm(vm, std::move(reservation), ForkPlan{}, {}));
     return write_snapshot(*vm, *outcome.frozen, name);
   }();

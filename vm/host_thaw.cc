@@ -87,7 +87,8 @@ std::vector<HostImpl::VmPtr> HostImpl::new_clones(
     const std::string& ticket, const std::map<std::string, std::string>& parameters,
     uint32_t call) {
   std::vector<VmPtr> clones;
-  for (unsigned i = 1; i <= count; ++i) {
+  const unsigned here = reservation.room.count();  // the rest runs on other hosts
+  for (unsigned i = 1; i <= here; ++i) {
     auto clone = new_clone(parent, frozen, i, count, ticket, parameters);
     do {
       clone->name = parent.name + "." + std::to_string(++parent.children);
@@ -101,8 +102,14 @@ std::vector<HostImpl::VmPtr> HostImpl::new_clones(
   return clones;
 }
 
-void HostImpl::list_clones(Ticket& ticket, const std::vector<VmPtr>& clones) {
+void HostImpl::list_clones(Ticket& ticket, const std::vector<VmPtr>& clones,
+                           const std::vector<RemoteThaw>& elsewhere) {
   for (const VmPtr& clone : clones) ticket.clones.push_back({clone->index, clone->id});
+  for (const RemoteThaw& thaw : elsewhere) {
+    for (const auto& clone : thaw.clones) {
+      ticket.clones.push_back({clone.at("index"), clone.at("id"), thaw.host});
+    }
+  }
 }
 
 Result<std::shared_ptr<QemuProcess>> HostImpl::start_shell(const MachineConfig& config,

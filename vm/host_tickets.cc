@@ -41,8 +41,8 @@ Result<void> check_owner(const Ticket& ticket, const std::string& vm) {
 
 }  // namespace
 
-std::string HostImpl::result_path(const Ticket& ticket, unsigned index) const {
-  return context_.result_dir() + "/" + ticket.id + "." + std::to_string(index);
+std::string HostImpl::result_path(const std::string& ticket, unsigned index) const {
+  return context_.result_dir() + "/" + ticket + "." + std::to_string(index);
 }
 
 void HostImpl::save(const Ticket& ticket) {
@@ -57,10 +57,12 @@ void HostImpl::save(const Ticket& ticket) {
   }
 }
 
-HostImpl::TicketPtr HostImpl::new_ticket(const Vm& owner, unsigned requested, unsigned granted,
-                                         bool hierarchical) {
+std::string HostImpl::new_ticket_id() { return "t" + random_hex(6); }
+
+HostImpl::TicketPtr HostImpl::new_ticket(const std::string& id, const Vm& owner, unsigned requested,
+                                         unsigned granted, bool hierarchical) {
   auto ticket = std::make_shared<Ticket>();
-  ticket->id = "t" + random_hex(6);
+  ticket->id = id;
   ticket->owner = owner.id;
   ticket->hierarchical = hierarchical;
   ticket->requested = requested;
@@ -75,13 +77,15 @@ HostImpl::TicketPtr HostImpl::new_ticket(const Vm& owner, unsigned requested, un
 }
 
 Result<HostImpl::TicketPtr> HostImpl::reserve_ticket(const VmPtr& vm, unsigned count,
-                                                     unsigned minimum, bool hierarchical) {
+                                                     unsigned minimum, const Placing& placing,
+                                                     bool hierarchical) {
   if (count == 0) {
     return fail(Code::invalid, "0 clones: ask for at least 1 (at most {})",
                 context_.settings.fork_limit);
   }
-  SNOW_ASSIGN(auto reservation, make_reservation(vm, count, minimum));
-  auto ticket = new_ticket(*vm, count, reservation->room.count(), hierarchical);
+  const std::string id = new_ticket_id();
+  SNOW_ASSIGN(auto reservation, make_reservation(vm, count, minimum, placing, id));
+  auto ticket = new_ticket(id, *vm, count, reservation->granted(), hierarchical);
   {
     const std::lock_guard lock(mutex_);
     ticket->reservation = std::move(reservation);
@@ -91,10 +95,10 @@ Result<HostImpl::TicketPtr> HostImpl::reserve_ticket(const VmPtr& vm, unsigned c
   return ticket;
 }
 
-Result<nlohmann::json> HostImpl::reserve(const std::string& name, unsigned count,
-                                         unsigned minimum) {
+Result<nlohmann::json> HostImpl::reserve(const std::string& name, unsigned count, unsigned minimum,
+                                         const Placing& placing) {
   SNOW_ASSIGN(const VmPtr vm, find_live(name));
-  SNOW_ASSIGN(const TicketPtr ticket, reserve_ticket(vm, count, minimum, false));
+  SNOW_ASSIGN(const TicketPtr ticket, reserve_ticket(vm, count, minimum, placing, false));
   const std::lock_guard lock(mutex_);
   return ticket_to_json(*ticket);
 }
@@ -143,11 +147,13 @@ Result<void> HostImpl::give_back(const std::string& id) {
 
 void HostImpl::drop_ticket(const TicketPtr& ticket) {
   std::vector<std::string> clones;
+  std::map<std::string, nlohmann::json> elsewhere;  // by host
   {
     const std::lock_guard lock(mutex_);
     tickets_.erase(ticket->id);
     for (const CloneEnd& clone : ticket->clones) {
-      ::unlink(result_path(*ticket, clone.index).c_str());
+      if (!clone.host.empty()) elsewhere[clone.host].push_back(clone.vm);
+      ::unlink(result_path(ticket->id, clone.index).c_str());
       const auto it = vms_.find(clone.vm);
       if (it != vms_.end() && it->second->ended_already()) clones.push_back(clone.vm);
     }
@@ -156,10 +162,18 @@ void HostImpl::drop_ticket(const TicketPtr& ticket) {
     log_error("ticket {}: {}", ticket->id, removed.error().message);
   }
   for (const std::string& clone : clones) (void)remove(clone, false);
+  for (const auto& [host, vms] : elsewhere) owe(host, "forget", {{"vms", vms}});
 }
 
 void HostImpl::clone_ended(const Vm& vm) {
   if (vm.ticket.empty()) return;
+  const std::string how = vm.exit.how == "shutdown" ? "exited" : vm.exit.how;
+  if (!vm.home.empty()) {
+    const std::string result = result_path(vm.ticket, vm.index);
+    const bool there = ::access(result.c_str(), R_OK) == 0;
+    owe_ended(vm.home, vm.ticket, vm.id, how, vm.exit.status, there ? result : "");
+    return;
+  }
   TicketPtr ticket;
   std::vector<Ticket::Waiter> waiters;
   {
@@ -169,7 +183,7 @@ void HostImpl::clone_ended(const Vm& vm) {
     ticket = it->second;
     for (CloneEnd& clone : ticket->clones) {
       if (clone.vm != vm.id) continue;
-      clone.how = vm.exit.how == "shutdown" ? "exited" : vm.exit.how;
+      clone.how = how;
       clone.status = vm.exit.status;
     }
     if (ticket->all_ended()) waiters.swap(ticket->waiters);
@@ -219,7 +233,7 @@ Result<nlohmann::json> HostImpl::join(const std::string& id, int64_t timeout_ms)
   for (const CloneEnd& clone : clones) {
     const std::string result =
         clone.result_bytes == 0 ? ""
-                                : snow::read_file(result_path(*ticket, clone.index)).value_or("");
+                                : snow::read_file(result_path(ticket->id, clone.index)).value_or("");
     list.push_back({{"index", clone.index},
                     {"vm", clone.vm},
                     {"how", clone.how},
@@ -256,11 +270,18 @@ unsigned HostImpl::kill_clones(const TicketPtr& ticket) {
       if (it != vms_.end() && !it->second->ended_already()) clones.push_back(it->second);
     }
   }
+  unsigned ended_elsewhere = 0;
+  std::thread others([&] { ended_elsewhere = kill_elsewhere(ticket); });
+  end_killed(clones);
+  others.join();
+  return static_cast<unsigned>(clones.size()) + ended_elsewhere;
+}
+
+void HostImpl::end_killed(const std::vector<VmPtr>& clones) {
   for_each_parallel(clones.size(), 8, [&](size_t i) {
     const std::lock_guard operation(clones[i]->operation);
     end_vm(clones[i], VmState::exited, {"killed", 9, ""});
   });
-  return static_cast<unsigned>(clones.size());
 }
 
 Result<nlohmann::json> HostImpl::kill_ticket(const std::string& id) {
@@ -281,8 +302,9 @@ void HostImpl::expire_tickets() {
       if (!ticket->forked && (ticket->deadline_ns < now || owner_gone)) unused.push_back(id);
       // Nobody can ask for the results any more; or those of a fork from the host were removed.
       const bool clones_gone =
-          std::none_of(ticket->clones.begin(), ticket->clones.end(),
-                       [&](const CloneEnd& clone) { return vms_.contains(clone.vm); });
+          std::none_of(ticket->clones.begin(), ticket->clones.end(), [&](const CloneEnd& clone) {
+            return clone.host.empty() ? vms_.contains(clone.vm) : !clone.removed;
+          });
       if (ticket->forked && ticket->waiters.empty() && !ticket->clones.empty() &&
           ticket->all_ended() && (owner == vms_.end() || (!ticket->inside && clones_gone))) {
         orphaned.push_back(ticket);

@@ -85,7 +85,27 @@ std::string HostImpl::console_path(const Vm& vm) const {
 
 nlohmann::json HostImpl::describe(const VmPtr& vm) {
   const std::lock_guard lock(mutex_);
-  return vm_to_json(*vm);
+  return placed(*vm);
+}
+
+// With where it is, and which host it waits for.
+nlohmann::json HostImpl::placed(const Vm& vm) {
+  nlohmann::json json = vm_to_json(vm);
+  json["host"] = nullptr;
+  json["waiting_for"] = nullptr;
+  const auto cluster = context_.cluster();
+  if (!cluster) return json;
+  json["host"] = cluster->config().host_name;
+  if (!vm.over) return json;
+  for (const auto& file : {vm.over->ground().memory, vm.over->ground().disk}) {
+    if (!file || !file->image()) continue;
+    for (const auto& layer : file->image()->layers()) {
+      const auto remote = cluster->images().find(layer->path());
+      if (!remote || !remote->waiting()) continue;
+      json["waiting_for"] = cluster->name_of(remote->waiting_for());
+    }
+  }
+  return json;
 }
 
 void HostImpl::set_state(const VmPtr& vm, VmState state) {
@@ -160,7 +180,8 @@ void HostImpl::guest_reset(const VmPtr& vm, pid_t pid) {
     const std::lock_guard lock(mutex_);
     if (!vm->process || vm->process->pid() != pid || vm->state != VmState::running) return;
     const auto ticket = tickets_.find(vm->ticket);
-    inside = vm->index > 0 && ticket != tickets_.end() && ticket->second->inside;
+    inside = vm->index > 0 && (vm->home.empty() ? ticket != tickets_.end() && ticket->second->inside
+                                                : vm->call != 0);
     vm->agent = false;
   }
   if (inside) {
@@ -225,6 +246,7 @@ void HostImpl::end_vm(const VmPtr& vm, VmState state, VmExit exit) {
   context_.events.add(state_name(vm->state), vm->id,
                       {{"name", vm->name}, {"how", vm->exit.how}, {"status", vm->exit.status}});
   clone_ended(*vm);
+  if (const auto cluster = context_.cluster()) cluster->disclaim({vm->id});
   changed_.notify_all();
 }
 
@@ -238,7 +260,7 @@ Result<nlohmann::json> HostImpl::vms(bool all) {
     return std::tie(a->created, a->index, a->id) < std::tie(b->created, b->index, b->id);
   });
   nlohmann::json list = nlohmann::json::array();
-  for (const VmPtr& vm : sorted) list.push_back(vm_to_json(*vm));
+  for (const VmPtr& vm : sorted) list.push_back(placed(*vm));
   return list;
 }
 
@@ -249,7 +271,7 @@ Result<nlohmann::json> HostImpl::inspect(const std::string& name) {
   std::shared_ptr<Frozen> over;
   {
     const std::lock_guard lock(mutex_);
-    json = vm_to_json(*vm);
+    json = placed(*vm);
     process = vm->process;
     over = vm->over;
   }
@@ -269,6 +291,12 @@ Result<nlohmann::json> HostImpl::inspect(const std::string& name) {
       entry["waiting"] = statistics->waiting;
       entry["latency_p50_us"] = static_cast<double>(statistics->latency_p50_ns) / 1e3;
       entry["latency_p99_us"] = static_cast<double>(statistics->latency_p99_ns) / 1e3;
+    }
+    if (const auto cluster = context_.cluster()) {
+      for (const auto& layer : file->image()->layers()) {
+        const auto remote = cluster->images().find(layer->path());
+        if (remote) entry["remote"].push_back(remote->statistics());
+      }
     }
     json["images"].push_back(entry);
   };
@@ -306,6 +334,7 @@ Result<nlohmann::json> HostImpl::pause(const std::string& name) {
 
 Result<nlohmann::json> HostImpl::resume(const std::string& name) {
   SNOW_ASSIGN(const VmPtr vm, find_live(name));
+  if (const auto cluster = context_.cluster()) SNOW_TRY(cluster->may_start());
   const std::lock_guard operation(vm->operation);
   SNOW_ASSIGN(const Live now, live(vm));
   if (now.state == VmState::running) return describe(vm);
@@ -360,7 +389,7 @@ Result<nlohmann::json> HostImpl::stop(const std::string& name, unsigned timeout_
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
                       [&] { return vm->ended_already() || stopping_; });
-    if (vm->ended_already()) return vm_to_json(*vm);
+    if (vm->ended_already()) return placed(*vm);
   }
   auto killed = kill(name);
   // It may have ended by itself just now.
@@ -404,6 +433,7 @@ Result<void> HostImpl::remove(const std::string& name, bool force) {
   SNOW_TRY(context_.store->remove("vm", vm->id));
   context_.consoles->forget(vm->id);
   remove_all(context_.settings.run_dir + "/vms/" + vm->id);
+  if (!vm->home.empty()) owe(vm->home, "removed", {{"ticket", vm->ticket}, {"vm", vm->id}});
   context_.events.add("removed", vm->id, {{"name", vm->name}});
   return {};
 }

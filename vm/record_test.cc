@@ -59,7 +59,7 @@ TEST(TicketRecord, ComesBackWithItsClones) {
   ticket.granted = 3;
   ticket.created = "2026-01-01T00:00:00.000Z";
   ticket.forked = true;
-  ticket.clones = {{1, "a", "exited", 7, 16}, {2, "b", "running", 0, 0}};
+  ticket.clones = {{1, "a", "", "exited", 7, 16}, {2, "b", "h0102", "running", 0, 0, true}};
   const auto record = ticket_to_record(ticket);
   const auto back = ticket_from_record(nlohmann::json::parse(record.dump()));
   EXPECT_EQ(ticket_to_record(*back), record);

@@ -21,9 +21,11 @@ nlohmann::json ticket_to_record(const Ticket& ticket) {
   for (const CloneEnd& clone : ticket.clones) {
     json["clones"].push_back({{"index", clone.index},
                               {"vm", clone.vm},
+                              {"host", clone.host},
                               {"how", clone.how},
                               {"status", clone.status},
-                              {"result_bytes", clone.result_bytes}});
+                              {"result_bytes", clone.result_bytes},
+                              {"removed", clone.removed}});
   }
   return json;
 }
@@ -39,8 +41,9 @@ std::shared_ptr<Ticket> ticket_from_record(const nlohmann::json& record) {
   ticket->created = record.at("created");
   ticket->forked = record.at("state") == "forked";
   for (const auto& clone : record.at("clones")) {
-    ticket->clones.push_back({clone.at("index"), clone.at("vm"), clone.at("how"),
-                              clone.at("status"), clone.at("result_bytes")});
+    ticket->clones.push_back({clone.at("index"), clone.at("vm"), clone.value("host", ""),
+                              clone.at("how"), clone.at("status"), clone.at("result_bytes"),
+                              clone.value("removed", false)});
   }
   return ticket;
 }

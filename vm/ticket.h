@@ -15,20 +15,45 @@
 
 namespace snow {
 
+// Room and waiting QEMUs for clones on another host. Given back if it is destroyed unused.
+struct RemotePart {
+  RemotePart() = default;
+  RemotePart(const RemotePart&) = delete;
+  RemotePart& operator=(const RemotePart&) = delete;
+  ~RemotePart() {
+    if (give_back) give_back();
+  }
+
+  std::string host;              // its id
+  std::string id;                // of the reservation there
+  std::vector<std::string> vms;  // ids that its clones will have
+  std::function<void()> give_back;
+};
+
 // QEMUs that wait, with the files of the next image mapped. shells[0] is the parent's.
 struct Reservation {
   std::shared_ptr<LazyFile> memory;  // unbound
   std::shared_ptr<LazyFile> disk;    // unbound; null: the VM has none
   std::vector<std::shared_ptr<QemuProcess>> shells;
-  Admission::Token room;  // for the clones; the parent has its own
+  Admission::Token room;  // for the clones here; the parent has its own
+  std::vector<std::unique_ptr<RemotePart>> remote;
+
+  // Clones in all.
+  [[nodiscard]] unsigned granted() const {
+    size_t count = room.count();
+    for (const auto& part : remote) count += part->vms.size();
+    return static_cast<unsigned>(count);
+  }
 };
 
 struct CloneEnd {
   unsigned index = 0;
   std::string vm;               // id
+  std::string host = {};        // where it runs; empty: here
   std::string how = "running";  // running | exited | killed | crashed | lost
   int status = 0;
   uint64_t result_bytes = 0;  // of the file result_dir/TICKET.INDEX
+  bool removed = false;       // of one on another host: it was forgotten there
 };
 
 struct Ticket {

@@ -67,6 +67,7 @@ nlohmann::json vm_to_record(const Vm& vm) {
                          {"snapshot", vm.snapshot},
                          {"parent", vm.parent},
                          {"ticket", vm.ticket},
+                         {"home", vm.home},
                          {"index", vm.index},
                          {"count", vm.count},
                          {"generation", vm.generation},
@@ -100,6 +101,7 @@ Result<std::shared_ptr<Vm>> vm_from_record(const nlohmann::json& record) {
   vm->snapshot = record.at("snapshot");
   vm->parent = record.at("parent");
   vm->ticket = record.at("ticket");
+  vm->home = record.value("home", "");
   vm->index = record.at("index");
   vm->count = record.at("count");
   vm->generation = record.at("generation");

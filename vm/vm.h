@@ -40,6 +40,7 @@ struct Vm {
   std::string snapshot;  // started of it; empty: not
   std::string parent;    // id; empty: booted
   std::string ticket;    // of the fork that made it
+  std::string home;      // the host that has that ticket; empty: this one
   unsigned index = 0;
   unsigned count = 0;  // clones of that fork
   uint32_t call = 0;   // of the parent's guest, that asked for it; 0: the host did
