@@ -82,7 +82,8 @@ enum class Type : uint8_t {
 // called is gone. Messages for a stream that is not there are ignored.
 //
 // call: fields "call" =
-//   ticket      n, minimum, hierarchical     -> ticket, granted
+//   ticket      n, minimum, hierarchical, place ("spread" | "local" | missing: the host's choice)
+//                                            -> ticket, granted
 //   clone       ticket                       -> index (in parent and clones by `resume`: the agent
 //                                               answers the call that it names)
 //   checkpoint                               -> checkpoint (the caller goes on; in a clone made

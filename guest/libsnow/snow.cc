@@ -91,12 +91,17 @@ int snow_request_ticket(unsigned n, unsigned flags, snow_ticket** ticket) {
   *ticket = nullptr;
   const bool hierarchical = (flags & SNOW_HIERARCHICAL) != 0;
   if (n == 0) return failed(SNOW_E_INVALID, "a ticket needs at least one clone");
+  const bool apart = (flags & SNOW_SPREAD) != 0, here = (flags & SNOW_LOCAL) != 0;
+  if (apart && here) {
+    return failed(SNOW_E_INVALID, "a ticket is SNOW_SPREAD or SNOW_LOCAL, not both");
+  }
+  Fields request = {{"call", "ticket"},
+                    {"n", std::to_string(n)},
+                    {"minimum", std::to_string((flags & SNOW_EXACT) != 0 ? n : 1)},
+                    {"hierarchical", hierarchical ? "1" : "0"}};
+  if (apart || here) request["place"] = apart ? "spread" : "local";
   Fields answer;
-  const int error = ask_host({{"call", "ticket"},
-                              {"n", std::to_string(n)},
-                              {"minimum", std::to_string((flags & SNOW_EXACT) != 0 ? n : 1)},
-                              {"hierarchical", hierarchical ? "1" : "0"}},
-                             answer);
+  const int error = ask_host(request, answer);
   if (error != 0) return error;
   const long vcpus = sysconf(_SC_NPROCESSORS_ONLN);
   auto made = new snow_ticket;

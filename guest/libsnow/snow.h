@@ -33,6 +33,8 @@ extern "C" {
 /* Flags of snow_request_ticket. */
 #define SNOW_HIERARCHICAL 1u /* each clone forks processes to fill its vCPUs, see snow_clone */
 #define SNOW_EXACT 2u        /* all n or none; without it at least one */
+#define SNOW_SPREAD 4u       /* clones evenly on all hosts of the cluster that have room */
+#define SNOW_LOCAL 8u        /* on this machine's host only; without either: there first */
 
 /* Errors: the negatives of the codes that the host's command line exits with. */
 enum {

@@ -159,6 +159,15 @@ class CallsTest : public testing::Test {
     answer_join(clones);
     return running.wait();
   }
+  // Where a program asks its clones to be. It gets none.
+  std::string place_of(const std::string& script) {
+    Running running;
+    start(running, script);
+    Fields fields;
+    answer(call("ticket", &fields), {{"code", "no_room"}, {"message", "enough is known"}});
+    EXPECT_NE(running.wait(), 0) << script;
+    return std::string(field(fields, "place"));
+  }
   std::optional<AgentHarness> agent_;
 };
 
@@ -222,6 +231,31 @@ TEST_F(CallsTest, LibsnowNamesErrors) {
   setenv("SNOW_AGENT_SOCKET", "/no/such/socket", 1);
   snow_machine machine;
   EXPECT_EQ(snow_info(&machine), SNOW_E_UNAVAILABLE);
+}
+
+TEST_F(CallsTest, LibsnowSaysWhereClonesShallBe) {
+  std::thread program([] {
+    snow_ticket* ticket = nullptr;
+    for (const unsigned flags : {SNOW_SPREAD, SNOW_LOCAL | SNOW_EXACT, 0u}) {
+      EXPECT_EQ(snow_request_ticket(2, flags, &ticket), 2);
+      snow_ticket_free(ticket);
+    }
+    EXPECT_EQ(snow_request_ticket(2, SNOW_SPREAD | SNOW_LOCAL, &ticket), SNOW_E_INVALID);
+  });
+  for (const char* place : {"spread", "local", ""}) {
+    Fields fields;
+    answer(call("ticket", &fields), {{"ticket", "t1"}, {"granted", "2"}});
+    EXPECT_EQ(field(fields, "place"), place);
+    EXPECT_EQ(fields.contains("place"), *place != '\0');
+  }
+  program.join();
+}
+
+TEST_F(CallsTest, TheShellSaysWhereClonesShallBe) {
+  EXPECT_EQ(place_of("snow-clone --spread 2 -- true"), "spread");
+  EXPECT_EQ(place_of("snow-clone -H --local 2 -- true --spread"), "local");
+  EXPECT_EQ(place_of("snow-clone 2 -- true --spread"), "");
+  EXPECT_EQ(place_of("echo true | snow-parallel --spread -j 2 -"), "spread");
 }
 
 TEST_F(CallsTest, LibsnowCheckpointsAndCreates) {
@@ -301,6 +335,13 @@ class PythonTest : public CallsTest {
 };
 
 constexpr const char* kPython = "python3 -c '\nimport snow\n";
+
+TEST_F(PythonTest, SaysWhereClonesShallBe) {
+  EXPECT_EQ(place_of(std::string(kPython) + "snow.ticket(2, spread=True)'"), "spread");
+  EXPECT_EQ(place_of(std::string(kPython) + "snow.ticket(2, snow.LOCAL)'"), "local");
+  EXPECT_EQ(place_of(std::string(kPython) + "snow.map(abs, [1, 2], spread=True)'"), "spread");
+  EXPECT_EQ(place_of(std::string(kPython) + "snow.map(abs, [1, 2])'"), "");
+}
 
 TEST_F(PythonTest, MapsInOrder) {
   EXPECT_EQ(fork_of(std::string(kPython) +

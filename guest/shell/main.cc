@@ -1,7 +1,9 @@
 // The shell's commands, one static program that looks at its name:
 //
-//   snow-clone [-H] N -- CMD [ARG ...]     runs CMD once in each of N clones; {id} is the clone's
-//   snow-parallel [-H] [-j N] FILE|-       runs the lines of a file over clones, output in order
+//   snow-clone [-H] [--spread|--local] N -- CMD [ARG ...]
+//                                          runs CMD once in each of N clones; {id} is the clone's
+//   snow-parallel [-H] [--spread|--local] [-j N] FILE|-
+//                                          runs the lines of a file over clones, output in order
 //   snow-exit [STATUS]                     ends this clone; standard input, if piped, is the result
 //   snow-info                              who this machine is, as KEY=value lines
 //
@@ -113,14 +115,40 @@ unsigned number(const char* text) {
   return *text == '\0' || *end != '\0' || value > 1'000'000 ? 0 : static_cast<unsigned>(value);
 }
 
-int clone_main(int argc, char** argv) {
-  constexpr const char* kUsage = "snow-clone [-H] N -- CMD [ARG ...]   ({id} in CMD: the clone's)";
-  unsigned flags = 0;
-  int at = 1;
-  if (at < argc && std::string(argv[at]) == "-H") {
-    flags |= SNOW_HIERARCHICAL;
-    ++at;
+// Options of both commands: flags of the ticket, and of one of them the number of clones. Ends at
+// the first word that is none (optind). False: an unknown one.
+bool parse_options(int argc, char** argv, const char* letters, unsigned& flags, unsigned& n) {
+  static const option kLong[] = {{"spread", no_argument, nullptr, 's'},
+                                 {"local", no_argument, nullptr, 'l'},
+                                 {nullptr, 0, nullptr, 0}};
+  for (int key; (key = getopt_long(argc, argv, letters, kLong, nullptr)) != -1;) {
+    switch (key) {
+      case 'H':
+        flags |= SNOW_HIERARCHICAL;
+        break;
+      case 's':
+        flags |= SNOW_SPREAD;
+        break;
+      case 'l':
+        flags |= SNOW_LOCAL;
+        break;
+      case 'j':
+        n = number(optarg);
+        break;
+      default:
+        return false;
+    }
   }
+  return true;
+}
+
+int clone_main(int argc, char** argv) {
+  constexpr const char* kUsage =
+      "snow-clone [-H] [--spread|--local] N -- CMD [ARG ...]   ({id} in CMD: the clone's)";
+  unsigned flags = 0;
+  unsigned unused = 0;
+  if (!parse_options(argc, argv, "+H", flags, unused)) return usage(kUsage);
+  int at = optind;
   const unsigned n = at < argc ? number(argv[at++]) : 0;
   if (at < argc && std::string(argv[at]) == "--") ++at;
   if (n == 0 || at >= argc) return usage(kUsage);
@@ -152,18 +180,11 @@ bool read_lines(const std::string& path, std::vector<std::string>& lines) {
 }
 
 int parallel_main(int argc, char** argv) {
-  constexpr const char* kUsage = "snow-parallel [-H] [-j N] FILE|-   (default: 8 clones)";
+  constexpr const char* kUsage =
+      "snow-parallel [-H] [--spread|--local] [-j N] FILE|-   (default: 8 clones)";
   unsigned flags = 0;
   unsigned n = kDefaultClones;
-  for (int key; (key = getopt(argc, argv, "Hj:")) != -1;) {
-    if (key == 'H') {
-      flags |= SNOW_HIERARCHICAL;
-    } else if (key == 'j') {
-      n = number(optarg);
-    } else {
-      return usage(kUsage);
-    }
-  }
+  if (!parse_options(argc, argv, "Hj:", flags, n)) return usage(kUsage);
   if (n == 0 || optind + 1 != argc) return usage(kUsage);
   std::vector<std::string> lines;
   if (!read_lines(argv[optind], lines)) {

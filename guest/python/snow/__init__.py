@@ -23,10 +23,12 @@ import sys as _sys
 import traceback as _traceback
 
 __all__ = ["map", "ticket", "exit", "info", "checkpoint", "Ticket", "Result", "Machine",
-           "SnowError", "CloneError", "CloneDied", "HIERARCHICAL", "EXACT"]
+           "SnowError", "CloneError", "CloneDied", "HIERARCHICAL", "EXACT", "SPREAD", "LOCAL"]
 
 HIERARCHICAL = 1
 EXACT = 2
+SPREAD = 4
+LOCAL = 8
 _HOW = ("exited", "killed", "crashed", "lost", "running")
 _ID_BYTES = 64
 
@@ -242,9 +244,10 @@ def _clone_hierarchical(handle):
     return _checked(index)
 
 
-def ticket(n, flags=0):
-    """Reserves room for up to n clones: a Ticket, to be used as a context manager."""
-    return Ticket(n, flags)
+def ticket(n, flags=0, *, spread=False):
+    """Reserves room for up to n clones: a Ticket, to be used as a context manager. `spread`: on
+    all hosts of the cluster (SPREAD); LOCAL in flags: on this machine's host only."""
+    return Ticket(n, flags | SPREAD if spread else flags)
 
 
 class Checkpoint:
@@ -277,13 +280,14 @@ def info():
     return machine
 
 
-def map(function, items, n=8, flags=0):
+def map(function, items, n=8, flags=0, *, spread=False):
     """[function(x) for x in items], over n clones of this machine. Clone i takes every count-th
-    item, beginning with the (i-1)-th. The first item that failed raises CloneError or CloneDied."""
+    item, beginning with the (i-1)-th. The first item that failed raises CloneError or CloneDied.
+    `spread`: the clones are on all hosts of the cluster."""
     items = list(items)
     if not items:
         return []
-    with ticket(min(n, len(items)), flags) as t:
+    with ticket(min(n, len(items)), flags, spread=spread) as t:
         index = t.clone()
         if index:
             exit([function(item) for item in items[index - 1::t.count]])
