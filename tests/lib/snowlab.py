@@ -17,7 +17,7 @@ import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from snowtest import BUILD, ROOT, START_S, Daemon, expect, raise_exit  # noqa: E402
+from snowtest import BUILD, ROOT, START_S, Daemon, expect, raise_exit, wait_for  # noqa: E402
 
 sys.path.insert(0, str(ROOT))
 from lab import machines  # noqa: E402
@@ -130,6 +130,21 @@ class Lab(machines.Lab):
             self.end()
             raise
         return self
+
+    def make_cluster(self, *options):
+        """All hosts become one cluster: made on the first, joined by the others with tokens."""
+        first = self.hosts[0]
+        first.snow("cluster", "init", "--name", "lab", "--host-name", first.name, "--address",
+                   first.address, "--etcd", self.etcd.url, *options)
+
+        def join(host):
+            token = first.snow("cluster", "token").strip()
+            host.snow("cluster", "join", "--token", "-", "--host-name", host.name, "--address",
+                      host.address, stdin=token)
+        on_all(self.hosts[1:], join)
+        for host in self.hosts:
+            wait_for(lambda: sum(one["state"] == "alive" for one in host.snow_json("host", "ls"))
+                     == len(self.hosts), "every host sees the others alive")
 
     def __exit__(self, kind, error, trace):
         left = []
