@@ -60,8 +60,8 @@ Cluster::~Cluster() { stop(); }
 Result<std::shared_ptr<Cluster>> Cluster::open(Context& context, const ClusterConfig& config,
                                                std::string qemu, std::string accelerator,
                                                Callbacks callbacks) {
-  std::shared_ptr<Cluster> cluster(new Cluster(context, config, std::move(qemu),
-                                               std::move(accelerator), std::move(callbacks)));
+  std::shared_ptr<Cluster> cluster(
+      new Cluster(context, config, std::move(qemu), std::move(accelerator), std::move(callbacks)));
   SNOW_TRY(cluster->open_directory());
   SNOW_TRY(cluster->open_peers());
   cluster->open_exchange();
@@ -143,10 +143,11 @@ Result<void> Cluster::open_peers() {
 // A host with a good token becomes a member, and is told what the cluster is.
 Result<nlohmann::json> Cluster::admit(const std::string& host, const nlohmann::json& about) {
   if (config_.etcd.empty()) {
-    return fail(Code::wrong_state,
-                "cluster '{}' has no etcd, so it is one of this host alone; make it anew with `snow "
-                "cluster init --etcd URL`",
-                config_.name);
+    return fail(
+        Code::wrong_state,
+        "cluster '{}' has no etcd, so it is one of this host alone; make it anew with `snow "
+        "cluster init --etcd URL`",
+        config_.name);
   }
   Member member;
   member.id = host;
@@ -163,7 +164,8 @@ Result<nlohmann::json> Cluster::admit(const std::string& host, const nlohmann::j
     });
     if (!same) return tl::unexpected<Error>(added.error());
   }
-  return nlohmann::json{{"cluster", config_.cluster}, {"name", config_.name}, {"etcd", config_.etcd}};
+  return nlohmann::json{
+      {"cluster", config_.cluster}, {"name", config_.name}, {"etcd", config_.etcd}};
 }
 
 Result<nlohmann::json> Cluster::make_token(unsigned seconds) {
@@ -171,8 +173,8 @@ Result<nlohmann::json> Cluster::make_token(unsigned seconds) {
     return nlohmann::json{{"token", plain_token(config_)}, {"expires", nullptr}};
   }
   if (!tokens_) {
-    SNOW_ASSIGN(const auto answer, call(config_.authority, "token", {{{"seconds", seconds}}, {}},
-                                        kTokenTimeoutMs));
+    SNOW_ASSIGN(const auto answer,
+                call(config_.authority, "token", {{{"seconds", seconds}}, {}}, kTokenTimeoutMs));
     return answer.json;
   }
   if (config_.etcd.empty()) {
@@ -183,8 +185,8 @@ Result<nlohmann::json> Cluster::make_token(unsigned seconds) {
   }
   SNOW_ASSIGN(const auto address, peer::parse_address(config_.address));
   SNOW_ASSIGN(const std::string token, tokens_->make({address}, seconds));
-  return nlohmann::json{
-      {"token", token}, {"expires", rfc3339(wall_clock_ns() + int64_t{seconds} * kSecondNs)}};
+  return nlohmann::json{{"token", token},
+                        {"expires", rfc3339(wall_clock_ns() + int64_t{seconds} * kSecondNs)}};
 }
 
 // Of the directory's last answer; before the first one, of the daemon before this one: VMs may
@@ -411,17 +413,18 @@ Result<nlohmann::json> Cluster::hosts() {
   nlohmann::json list = nlohmann::json::array();
   for (const HostView& view : membership_->hosts()) {
     const bool self = view.member.id == config_.host;
-    nlohmann::json host = {{"id", view.member.id},
-                           {"name", view.member.name},
-                           {"address", view.live ? view.live->address : view.member.address},
-                           {"self", self},
-                           {"drain", view.member.drain},
-                           {"state", view.live ? (view.member.drain ? "drained" : "alive") : "gone"},
-                           {"since", nullptr},
-                           {"capacity", in_json({})},
-                           {"used", in_json({})},
-                           {"qemu", ""},
-                           {"accelerator", ""}};
+    nlohmann::json host = {
+        {"id", view.member.id},
+        {"name", view.member.name},
+        {"address", view.live ? view.live->address : view.member.address},
+        {"self", self},
+        {"drain", view.member.drain},
+        {"state", view.live ? (view.member.drain ? "drained" : "alive") : "gone"},
+        {"since", nullptr},
+        {"capacity", in_json({})},
+        {"used", in_json({})},
+        {"qemu", ""},
+        {"accelerator", ""}};
     if (self && membership_->fenced()) host["state"] = "fenced";
     if (view.live) {
       host["capacity"] = in_json(view.live->capacity);

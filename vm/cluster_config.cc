@@ -32,8 +32,9 @@ Result<std::optional<ClusterConfig>> read_cluster_config(const std::string& stat
     json.at("plain").get_to(config.plain);
     return std::optional(config);
   } catch (const nlohmann::json::exception& error) {
-    return fail(Code::corrupt, "{}: damaged ({}); `snow cluster join` anew, or remove the file's folder",
-                path, error.what());
+    return fail(Code::corrupt,
+                "{}: damaged ({}); `snow cluster join` anew, or remove the file's folder", path,
+                error.what());
   }
 }
 

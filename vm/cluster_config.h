@@ -15,7 +15,7 @@ struct ClusterConfig {
   std::string name;     // the cluster's
   std::string host;     // this host's id
   std::string host_name;
-  std::string address;  // IP:PORT where it answers other hosts
+  std::string address;            // IP:PORT where it answers other hosts
   std::vector<std::string> etcd;  // URLs; empty: a cluster of one host, its directory is a file
   std::string authority;          // the host that signs certificates and makes join tokens
   bool plain = false;             // no TLS between hosts: no authority and no secrets either

@@ -39,12 +39,12 @@ struct Settings {
   std::string api_group = "snow";    // may use the API socket, if the group exists
   bool use_resend = true;            // FUSE_NOTIFY_RESEND (tests switch it off)
   // In a cluster:
-  unsigned lease_seconds = 10;       // after so long without the directory this host is fenced
-  unsigned fill_after_seconds = 30;  // a clone's images are fetched whole from then on
+  unsigned lease_seconds = 10;            // after so long without the directory this host is fenced
+  unsigned fill_after_seconds = 30;       // a clone's images are fetched whole from then on
   uint64_t fill_rate_bytes = 50'000'000;  // per second; 0: no limit
-  bool multicast = true;             // where it passes
-  uint64_t link_rate_bytes = 0;      // of this host's link, per second; 0: it is found out
-  std::string fault;                 // kills on purpose, for tests (vm/fault.h)
+  bool multicast = true;                  // where it passes
+  uint64_t link_rate_bytes = 0;           // of this host's link, per second; 0: it is found out
+  std::string fault;                      // kills on purpose, for tests (vm/fault.h)
 };
 
 struct RunRequest {
@@ -65,8 +65,8 @@ struct RunRequest {
 
 // On which hosts of the cluster clones shall be.
 struct Placing {
-  // local: this host only. pack: this host while it has room, then the fewest others. spread: evenly
-  // over all hosts with room. Empty: local, or pack where there is a cluster.
+  // local: this host only. pack: this host while it has room, then the fewest others. spread:
+  // evenly over all hosts with room. Empty: local, or pack where there is a cluster.
   std::string policy;
   std::vector<std::string> hosts;  // ids or names: only these (policy empty: spread)
 };
@@ -90,11 +90,11 @@ struct ImportRequest {
 };
 
 struct ClusterRequest {
-  std::string name;                // the cluster's
-  std::string host_name;           // this host's; empty: its hostname
-  std::string address;             // IP or IP:PORT that other hosts reach it by
-  std::vector<std::string> etcd;   // URLs of etcd's client port
-  bool plain = false;              // no TLS between hosts: only for networks that nobody else is on
+  std::string name;               // the cluster's
+  std::string host_name;          // this host's; empty: its hostname
+  std::string address;            // IP or IP:PORT that other hosts reach it by
+  std::vector<std::string> etcd;  // URLs of etcd's client port
+  bool plain = false;             // no TLS between hosts: only for networks that nobody else is on
 };
 
 struct JoinRequest {
@@ -108,7 +108,7 @@ struct JoinRequest {
 class Neighbours {
  public:
   virtual ~Neighbours() = default;
-  [[nodiscard]] virtual std::string self() const = 0;              // this host's id
+  [[nodiscard]] virtual std::string self() const = 0;               // this host's id
   [[nodiscard]] virtual std::vector<std::string> live() const = 0;  // ids, without this one
   [[nodiscard]] virtual std::string name_of(const std::string& host) const = 0;
   [[nodiscard]] virtual peer::Pool& pool() = 0;  // its service "api": see Host::serve_api
@@ -181,8 +181,8 @@ class Host {
   virtual Result<nlohmann::json> hosts() = 0;
   virtual Result<nlohmann::json> host(const std::string& name) = 0;
   virtual Result<nlohmann::json> drain_host(const std::string& name, bool drain) = 0;
-  // Out of the cluster for good: what it held is let go, its clones count as lost. `force`: although
-  // it still answers or has VMs.
+  // Out of the cluster for good: what it held is let go, its clones count as lost. `force`:
+  // although it still answers or has VMs.
   virtual Result<void> remove_host(const std::string& name, bool force) = 0;
   // Fetches all that a VM's images still lack from other hosts; then they are not needed any more.
   virtual Result<nlohmann::json> detach(const std::string& vm, int timeout_ms) = 0;

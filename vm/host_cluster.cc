@@ -1,5 +1,5 @@
-// The cluster as people see it: made, joined, its hosts listed, drained, removed; and what this host
-// does when it comes back after it was cut off.
+// The cluster as people see it: made, joined, its hosts listed, drained, removed; and what this
+// host does when it comes back after it was cut off.
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,7 +30,8 @@ std::string own_name() {
 
 Result<std::string> whole_address(std::string text) {
   if (text.empty()) {
-    return fail(Code::usage, "address: missing; say by which IP address other hosts reach this one");
+    return fail(Code::usage,
+                "address: missing; say by which IP address other hosts reach this one");
   }
   const bool has_port = text.front() == '[' ? text.find("]:") != text.npos
                                             : std::count(text.begin(), text.end(), ':') == 1;
@@ -318,7 +319,8 @@ Result<void> HostImpl::reconcile() {
   for (const VmPtr& vm : given_up) {
     log_warn("VM {}: was given up while this host was away; it is ended", vm->name);
     const std::lock_guard operation(vm->operation);
-    end_vm(vm, VmState::crashed, {"lost", 0, "given up by its parent's host while this one was away"});
+    end_vm(vm, VmState::crashed,
+           {"lost", 0, "given up by its parent's host while this one was away"});
   }
   if (!gone.empty()) cluster->disclaim(gone);
   if (!unclaimed.empty()) return cluster->claim(unclaimed);

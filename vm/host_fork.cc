@@ -292,10 +292,10 @@ Result<HostImpl::ForkOutcome> HostImpl::fork_vm(const VmPtr& vm,
   {
     const std::lock_guard lock(mutex_);
     if (const auto it = tickets_.find(plan.ticket); it != tickets_.end()) ticket = it->second;
-    outcome.clones = new_clones(*vm, *frozen, *reservation, plan.count, plan.ticket,
-                                plan.parameters, plan.call);
-    elsewhere = plan_elsewhere(*vm, *reservation, plan.count, plan.ticket, plan.parameters,
-                               plan.call);
+    outcome.clones =
+        new_clones(*vm, *frozen, *reservation, plan.count, plan.ticket, plan.parameters, plan.call);
+    elsewhere =
+        plan_elsewhere(*vm, *reservation, plan.count, plan.ticket, plan.parameters, plan.call);
     if (ticket) list_clones(*ticket, outcome.clones, elsewhere);
   }
   if (ticket) save(*ticket);

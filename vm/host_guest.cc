@@ -108,9 +108,8 @@ void HostImpl::serve_call(const VmPtr& vm, const std::shared_ptr<GuestCall>& cal
       SNOW_ASSIGN(const unsigned count, count_field(fields, "n"));
       const unsigned minimum =
           fields.contains("minimum") ? count_field(fields, "minimum").value_or(0) : 1;
-      SNOW_ASSIGN(const TicketPtr ticket,
-                  reserve_ticket(vm, count, minimum, placing_of(fields),
-                                 field(fields, "hierarchical") == "1"));
+      SNOW_ASSIGN(const TicketPtr ticket, reserve_ticket(vm, count, minimum, placing_of(fields),
+                                                         field(fields, "hierarchical") == "1"));
       {
         const std::lock_guard lock(mutex_);
         ticket->inside = true;
@@ -311,8 +310,9 @@ void HostImpl::answer_join(const TicketPtr& ticket, GuestCall& call) {
   for (size_t i = 0; i < clones.size(); ++i) {
     const CloneEnd& clone = clones[i];
     const std::string result =
-        clone.result_bytes == 0 ? ""
-                                : snow::read_file(result_path(ticket->id, clone.index)).value_or("");
+        clone.result_bytes == 0
+            ? ""
+            : snow::read_file(result_path(ticket->id, clone.index)).value_or("");
     const std::string prefix = std::to_string(i) + ".";
     fields[prefix + "index"] = std::to_string(clone.index);
     fields[prefix + "how"] = clone.how;

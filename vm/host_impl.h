@@ -300,7 +300,7 @@ class HostImpl : public Host {
   };
   struct ForkOutcome {
     std::shared_ptr<Frozen> frozen;
-    std::vector<VmPtr> clones;               // here
+    std::vector<VmPtr> clones;              // here
     std::vector<nlohmann::json> elsewhere;  // clones on other hosts, as they describe them
     Steps steps;
     std::vector<std::string> undone;
@@ -386,8 +386,8 @@ class HostImpl : public Host {
   std::map<std::string, Checkpoint> checkpoints_;
   std::map<std::string, std::shared_ptr<GivenRoom>> given_rooms_;  // by id
   std::map<std::string, std::shared_ptr<Frozen>> holders_;         // "IMAGE.HOST" that fetches it
-  std::mutex offers_mutex_;    // one offer at a time; before mutex_
-  std::mutex kernels_mutex_;   // guards the next two, and fetching kernels; before mutex_
+  std::mutex offers_mutex_;   // one offer at a time; before mutex_
+  std::mutex kernels_mutex_;  // guards the next two, and fetching kernels; before mutex_
   std::map<std::string, std::string> kernel_hashes_;  // by path, size and time
   std::map<std::string, std::string> kernel_paths_;   // by hash
   std::function<void(peer::Connection&)> api_session_;

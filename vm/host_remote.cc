@@ -118,10 +118,11 @@ Result<Message> HostImpl::serve_reserve(const std::string& from, const Message& 
   given->deadline_ns =
       monotonic_ns() + int64_t{std::min(json.at("seconds").get<unsigned>(), 3600u)} * 1'000'000'000;
   if (cluster->qemu() != text_of(json, "qemu")) {
-    return fail(Code::host_failed,
-                "host {}: its QEMU is '{}', that of host {} is '{}': a machine state cannot go from "
-                "one to the other",
-                cluster->config().host_name, cluster->qemu(), from, text_of(json, "qemu"));
+    return fail(
+        Code::host_failed,
+        "host {}: its QEMU is '{}', that of host {} is '{}': a machine state cannot go from "
+        "one to the other",
+        cluster->config().host_name, cluster->qemu(), from, text_of(json, "qemu"));
   }
   if (given->config.accelerator == Accelerator::kvm &&
       accelerator_.accelerator != Accelerator::kvm) {
@@ -287,7 +288,8 @@ Result<Message> HostImpl::serve_thaw(const std::string& from, const Message& mes
     }
     for (const VmPtr& clone : clones) {
       save(*clone);
-      context_.events.add("starting", clone->id, {{"name", clone->name}, {"parent", clone->parent}});
+      context_.events.add("starting", clone->id,
+                          {{"name", clone->name}, {"parent", clone->parent}});
     }
     Steps steps;
     bring_up(clones, std::move(given->reservation.shells), frozen, json.at("had_agent"), steps,
@@ -365,9 +367,9 @@ Result<Message> HostImpl::serve_ended(const std::string& from, const Message& me
     log_warn("ticket {}: the results exceed {} bytes together; that of VM {} is dropped",
              ticket->id, kTicketResultBytes, vm);
   } else if (!message.bytes.empty()) {
-    SNOW_TRY(snow::write_file(result_path(ticket->id, index),
-                        {reinterpret_cast<const char*>(message.bytes.data()), message.bytes.size()},
-                        0600));
+    SNOW_TRY(snow::write_file(
+        result_path(ticket->id, index),
+        {reinterpret_cast<const char*>(message.bytes.data()), message.bytes.size()}, 0600));
   }
   std::vector<Ticket::Waiter> waiters;
   {

@@ -33,9 +33,10 @@ std::string sha256_hex(std::string_view content) {
 
 Result<std::shared_ptr<Cluster>> HostImpl::need_cluster() const {
   if (auto cluster = context_.cluster()) return cluster;
-  return fail(Code::wrong_state,
-              "this host is in no cluster; `snow cluster init` makes one, `snow cluster join` joins "
-              "one");
+  return fail(
+      Code::wrong_state,
+      "this host is in no cluster; `snow cluster init` makes one, `snow cluster join` joins "
+      "one");
 }
 
 // The hash by which other hosts may fetch a kernel or initrd.
@@ -54,15 +55,18 @@ Result<std::string> HostImpl::kernel_hash(const std::string& path) {
   return hash;
 }
 
-Result<std::unique_ptr<RemotePart>> HostImpl::reserve_on(
-    const std::string& host, const RoomWanted& wanted, unsigned count) {
+Result<std::unique_ptr<RemotePart>> HostImpl::reserve_on(const std::string& host,
+                                                         const RoomWanted& wanted, unsigned count) {
   SNOW_ASSIGN(const auto cluster, need_cluster());
-  const nlohmann::json question = {
-      {"config", to_json(wanted.config)},      {"disk_size", wanted.disk_size},
-      {"count", count},                        {"name", wanted.name},
-      {"ticket", wanted.ticket},               {"seconds", context_.settings.ticket_seconds + 30},
-      {"qemu", cluster->qemu()},               {"kernel", wanted.kernel},
-      {"initrd", wanted.initrd}};
+  const nlohmann::json question = {{"config", to_json(wanted.config)},
+                                   {"disk_size", wanted.disk_size},
+                                   {"count", count},
+                                   {"name", wanted.name},
+                                   {"ticket", wanted.ticket},
+                                   {"seconds", context_.settings.ticket_seconds + 30},
+                                   {"qemu", cluster->qemu()},
+                                   {"kernel", wanted.kernel},
+                                   {"initrd", wanted.initrd}};
   SNOW_ASSIGN(const Message answer,
               cluster->call(host, "reserve", {question, {}}, kReserveTimeoutMs));
   auto part = std::make_unique<RemotePart>();
@@ -112,8 +116,8 @@ Result<void> HostImpl::take_room(Reservation& reservation, const VmPtr& vm,
                                                                .fork = true}));
     return {};
   };
-  const bool here = placing.hosts.empty() && (placing.policy == "local" ||
-                                              (placing.policy.empty() && !context_.cluster()));
+  const bool here = placing.hosts.empty() &&
+                    (placing.policy == "local" || (placing.policy.empty() && !context_.cluster()));
   if (here) return reserve_here(count, minimum);
   SNOW_ASSIGN(const auto cluster, need_cluster());
   const unsigned least = minimum == 0 ? count : minimum;
@@ -297,9 +301,8 @@ Result<void> HostImpl::thaw_on(RemoteThaw& plan, const std::shared_ptr<Frozen>& 
                           {"had_agent", had_agent},
                           {"wait", wait}},
                          frozen->state()};
-  auto answer =
-      cluster->call(plan.host, "thaw", question,
-                    static_cast<int>(context_.settings.agent_ready_ms) + kAnswerMs);
+  auto answer = cluster->call(plan.host, "thaw", question,
+                              static_cast<int>(context_.settings.agent_ready_ms) + kAnswerMs);
   if (!answer) return tl::unexpected<Error>(answer.error());
   plan.described = answer->json.at("clones");
   plan.steps = answer->json.at("steps");

@@ -232,8 +232,9 @@ Result<nlohmann::json> HostImpl::join(const std::string& id, int64_t timeout_ms)
   }
   for (const CloneEnd& clone : clones) {
     const std::string result =
-        clone.result_bytes == 0 ? ""
-                                : snow::read_file(result_path(ticket->id, clone.index)).value_or("");
+        clone.result_bytes == 0
+            ? ""
+            : snow::read_file(result_path(ticket->id, clone.index)).value_or("");
     list.push_back({{"index", clone.index},
                     {"vm", clone.vm},
                     {"how", clone.how},

@@ -26,7 +26,9 @@ Result<std::unique_ptr<Outbox>> Outbox::open(Store& store, Send send) {
   SNOW_ASSIGN(const auto records, store.list(kKind));  // by id: in the order of their making
   const std::lock_guard lock(outbox->mutex_);
   for (const auto& [id, json] : records) {
-    Entry entry{id, {json.value("host", ""), json.value("method", ""), json.value("content", nlohmann::json::object()), json.value("file", "")}};
+    Entry entry{id,
+                {json.value("host", ""), json.value("method", ""),
+                 json.value("content", nlohmann::json::object()), json.value("file", "")}};
     outbox->next_ = std::max<uint64_t>(outbox->next_, std::strtoull(id.c_str(), nullptr, 10) + 1);
     outbox->queue(std::move(entry));
   }

@@ -27,7 +27,8 @@ std::shared_ptr<Layer> RemoteImages::track(std::shared_ptr<exchange::RemoteLayer
         }
         state->let_go(path, origin, image);
       });
-  state_->open[path] = {layer, remote, monotonic_ns() + int64_t{options_.fill_after_ms} * 1'000'000};
+  state_->open[path] = {layer, remote,
+                        monotonic_ns() + int64_t{options_.fill_after_ms} * 1'000'000};
   remote->on_complete([state = state_, origin, image] { state->release(origin, image); });
   return layer;
 }

@@ -23,9 +23,9 @@ namespace snow {
 class RemoteImages {
  public:
   struct Options {
-    std::string folder;           // of the cache files
-    uint64_t fill_rate = 0;       // bytes per second of a fill in the background; 0: no limit
-    unsigned fill_after_ms = 0;   // an image is filled when it has been open for so long
+    std::string folder;          // of the cache files
+    uint64_t fill_rate = 0;      // bytes per second of a fill in the background; 0: no limit
+    unsigned fill_after_ms = 0;  // an image is filled when it has been open for so long
   };
   // `release`: the origin need not keep the image for us any more; may be called more than once for
   // one image. `exchange` outlives this object, and this object the layers.
