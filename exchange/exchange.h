@@ -44,7 +44,7 @@ struct MulticastSettings {
 struct Options {
   std::string host;          // this host's id
   std::string key_file;      // PEM, the private key of its certificate; empty: no bursts are sent
-  int fill_connections = 2;  // for each image that is filled
+  int fill_connections = 4;  // for each image that is filled
   uint64_t fill_bytes_per_second = 0;  // the most for each image; 0: no limit
   int request_timeout_ms = 2000;       // a host that has not answered by then is asked elsewhere
   MulticastSettings multicast;
