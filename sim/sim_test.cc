@@ -30,6 +30,28 @@ std::string test_name(const testing::TestParamInfo<ScenarioName>& info) {
 
 INSTANTIATE_TEST_SUITE_P(All, ScenarioTest, testing::ValuesIn(scenario_names()), test_name);
 
+// Runs that failed once, each with what it showed.
+struct Regression {
+  const char* name;
+  const char* scenario;
+  uint64_t seed;
+  uint32_t hosts;
+};
+
+class RegressionTest : public testing::TestWithParam<Regression> {};
+
+TEST_P(RegressionTest, holds) {
+  const Regression& run = GetParam();
+  const Result result = World(make_scenario(run.scenario, run.seed, run.hosts)).run();
+  EXPECT_EQ(result.violation, "") << "snow-sim --scenario " << run.scenario << " --seed "
+                                  << run.seed << " --hosts " << run.hosts;
+}
+
+INSTANTIATE_TEST_SUITE_P(Once, RegressionTest,
+                         testing::Values(Regression{"a_redirect_of_a_hedge_is_followed", "chaos",
+                                                    30212, 15}),
+                         [](const auto& each) { return std::string(each.param.name); });
+
 TEST(World, the_same_seed_gives_the_same_run) {
   const Result first = World(make_scenario("chaos", 7, 12)).run();
   const Result second = World(make_scenario("chaos", 7, 12)).run();

@@ -73,11 +73,12 @@ uint64_t Receiver::missing(Run run) const {
   return low_bits(run.count) & ~present_.bits(run.first);
 }
 
-uint64_t Receiver::uncovered(uint32_t first, uint64_t mask, bool soon) const {
+uint64_t Receiver::uncovered(uint32_t first, uint64_t mask, Cover cover) const {
   mask &= ~present_.bits(first);
   for (const Transfer& transfer : transfers_) {
     if (mask == 0) break;
-    if (soon && transfer.state == Transfer::State::later) continue;
+    if (cover == Cover::soon && transfer.state == Transfer::State::later) continue;
+    if (cover == Cover::not_hedged && transfer.hedged) continue;
     mask &= ~moved(transfer.open, transfer.run.first, first);
   }
   return mask;
@@ -115,7 +116,7 @@ Want Receiver::want(Run run, Nanos now, Actions& out) {
   demands_.push_back({want.demand, run, now, now + hedge_delay_, false});
   if (fill_) note_near(run);
   want.state = Want::State::wait;
-  const uint64_t open = uncovered(run.first, miss, false);
+  const uint64_t open = uncovered(run.first, miss, Cover::any);
   if (open == 0) ++counters_.demands_waited;
   for_each_run(open, run.first, [&](Run piece) {
     if (!origin_usable(now)) {
@@ -151,7 +152,7 @@ void Receiver::cancel(DemandId demand) {
 Serve Receiver::serve(Run run, bool no_wait, Nanos now) {
   const uint64_t miss = missing(run);
   if (miss == 0) return {};
-  if (no_wait || uncovered(run.first, miss, true) != 0) return {Serve::State::part, 0};
+  if (no_wait || uncovered(run.first, miss, Cover::soon) != 0) return {Serve::State::part, 0};
   const DemandId id = ++last_id_;
   demands_.push_back({id, run, now, kNever, true});
   return {Serve::State::wait, id};
@@ -162,7 +163,7 @@ void Receiver::release_watches(Actions& out) {
   for (size_t i = demands_.size(); i-- > 0;) {
     const Demand& demand = demands_[i];
     if (!demand.watch) continue;
-    if (uncovered(demand.run.first, missing(demand.run), true) == 0) continue;
+    if (uncovered(demand.run.first, missing(demand.run), Cover::soon) == 0) continue;
     out.arrived.push_back(demand.id);
     demands_[i] = demands_.back();
     demands_.pop_back();

@@ -218,6 +218,7 @@ class Receiver {
     bool no_wait = false;     // for the candidates
     bool for_origin = false;  // state later: goes on as soon as the origin answers
     bool sampled = false;     // its latency was taken
+    bool hedged = false;      // somebody else was asked too: nobody relies on this one any more
     uint8_t candidates = 0;   // how many are left in hosts
     uint8_t failures = 0;
     std::array<HostNumber, kMaxCandidates> hosts{};
@@ -245,9 +246,10 @@ class Receiver {
   uint32_t mark(Run run);  // sets the bits; how many are new
   void arrived(Run run, Nanos now, Actions& out);
   [[nodiscard]] uint64_t missing(Run run) const;
-  // Of `mask` (bit i: page first + i), what is neither here nor on its way; without what is only
-  // to be asked later, if `soon`.
-  [[nodiscard]] uint64_t uncovered(uint32_t first, uint64_t mask, bool soon) const;
+  // Of `mask` (bit i: page first + i), what is neither here nor on its way. What counts as on its
+  // way: all, or not what is only to be asked later, or not what was hedged.
+  enum class Cover : uint8_t { any, soon, not_hedged };
+  [[nodiscard]] uint64_t uncovered(uint32_t first, uint64_t mask, Cover cover) const;
   [[nodiscard]] bool wanted_by_demand(Run run) const;
   void release_watches(Actions& out);
   void steal(Run run);

@@ -15,7 +15,7 @@ bool Receiver::pick(uint32_t block, uint64_t of, uint32_t most, Run& run) const 
   uint64_t open = of & ~present_.block(block);
   const uint32_t first = block * 64;
   if (first + 64 > present_.size()) open &= low_bits(present_.size() - first);
-  open = open == 0 ? 0 : uncovered(first, open, false);
+  open = open == 0 ? 0 : uncovered(first, open, Cover::any);
   if (open == 0) return false;
   const auto skip = static_cast<uint32_t>(std::countr_zero(open));
   run.first = first + skip;

@@ -22,6 +22,7 @@ Ask Receiver::send(Transfer transfer, Nanos now) {
   transfer.id = ++last_id_;
   transfer.state = Transfer::State::asked;
   transfer.sampled = false;
+  transfer.hedged = false;
   transfer.sent = now;
   transfer.until = now + timeout(transfer.lane, transfer.failures);
   ++counters_.asks[static_cast<size_t>(transfer.lane)];
@@ -58,7 +59,7 @@ void Receiver::next_source(Transfer part, Nanos now, Actions& out) {
   while (part.candidates > 0 && shunned(part.hosts[part.candidates - 1], now)) --part.candidates;
   const bool wanted = part.lane == Lane::demand || wanted_by_demand(part.run);
   if (wanted) part.lane = Lane::demand;
-  const uint64_t open = uncovered(part.run.first, part.open, false);
+  const uint64_t open = uncovered(part.run.first, part.open, Cover::not_hedged);
   bool put_off = false;
   if (part.candidates > 0) {
     part.host = part.hosts[--part.candidates];
@@ -110,6 +111,7 @@ void Receiver::park(const Transfer& part, Nanos until, bool for_origin) {
   transfer.id = ++last_id_;
   transfer.state = Transfer::State::later;
   transfer.for_origin = for_origin;
+  transfer.hedged = false;
   transfer.until = until;
   transfers_.push_back(transfer);
 }
@@ -193,7 +195,11 @@ void Receiver::hedge(size_t index, Nanos now, Actions& out) {
     const bool best = transfer.state == Transfer::State::later ||
                       (transfer.state == Transfer::State::asked && transfer.host == origin_ &&
                        transfer.lane == Lane::demand);
-    if (best) slow &= ~covers;
+    if (best) {
+      slow &= ~covers;
+    } else {
+      transfer.hedged = true;
+    }
     if (transfer.host == origin_) continue;
     slow_peer |= covers;
     if (transfer.candidates > 0 && other.candidates == 0) {

@@ -180,6 +180,24 @@ TEST_F(ReceiverTest, a_demand_on_a_bulk_transfer_does_not_wait_long_for_it) {
   EXPECT_EQ(out.asks.at(0).lane, Lane::demand);
 }
 
+// The redirect was thrown away: the page was still on its way in bulk, which is why there was a
+// hedge at all.
+TEST_F(ReceiverTest, a_redirect_of_a_hedge_is_followed) {
+  learn_fast();
+  receiver.set_hot({0, 64});
+  tick_at(now);
+  ASSERT_THAT(out.asks, SizeIs(1));  // never answered
+  const Want wanted = want(5);
+  EXPECT_LT(until_asked(), 20 * kMillisecond);
+  const Ask hedge = out.asks.at(0);
+  redirect(hedge, {3}, true);
+  ASSERT_THAT(out.asks, SizeIs(1));
+  EXPECT_EQ(out.asks[0].host, 3);
+  EXPECT_EQ(out.asks[0].run, (Run{5, 1}));
+  pages(out.asks[0].id, 5);
+  EXPECT_THAT(out.arrived, ElementsAre(wanted.demand));
+}
+
 TEST_F(ReceiverTest, an_origin_that_is_gone_is_tried_again_with_growing_pauses) {
   const Want wanted = want(7);
   failed(wanted.ask.id);
