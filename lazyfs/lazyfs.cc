@@ -72,6 +72,9 @@ class LazyFsImpl final : public LazyFs {
   [[nodiscard]] int fuse_fd() const override { return device_.fd(); }
   Result<void> start() override;
   void unmount() override { unmount_fuse(options_.mount_point); }
+  Result<void> set_readahead(unsigned kib) override {
+    return set_mount_readahead(options_.mount_point, kib);
+  }
   Result<void> add(uint64_t number, uint64_t size) override;
   Result<void> bind(uint64_t number, std::shared_ptr<Content> content) override;
   void remove(uint64_t number) override;

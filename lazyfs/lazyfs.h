@@ -73,6 +73,9 @@ class LazyFs {
   // when the kernel has dropped the zeros, for which it waits for the reads under way; must not be
   // called from within Content::read (nor store() and remove()).
   virtual Result<void> bind(uint64_t number, std::shared_ptr<Content> content) = 0;
+  // How far the kernel reads ahead, in KiB (128 at first); for files opened from now on. What is
+  // cheap for images of this host costs a page of another host's a whole run of pages.
+  virtual Result<void> set_readahead(unsigned kib) = 0;
   // The name goes away; whoever has it open or mapped goes on reading until it lets go.
   virtual void remove(uint64_t number) = 0;
   // Puts bytes into the kernel's page cache unasked; `offset` and size are multiples of 4096. Waits

@@ -8,6 +8,7 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <climits>
 #include <cstdlib>
@@ -72,25 +73,47 @@ bool is_dead(const std::string& path) {
   return WIFEXITED(status) && WEXITSTATUS(status) == ENOTCONN;
 }
 
-}  // namespace
+struct Mounted {
+  std::string type;    // "" if nothing is
+  std::string device;  // "major:minor"
+};
 
-Result<std::string> mounted_type(const std::string& mount_point) {
+Result<Mounted> mounted_at(const std::string& mount_point) {
   SNOW_ASSIGN(const std::string path, canonical(mount_point));
   SNOW_ASSIGN(const std::string table, read_file("/proc/self/mountinfo"));
   std::istringstream lines(table);
-  std::string type;
+  Mounted mounted;
   for (std::string line; std::getline(lines, line);) {
     // id parent major:minor root mount_point options... - type source options
     std::istringstream fields(line);
     std::string skip;
+    std::string device;
     std::string place;
-    fields >> skip >> skip >> skip >> skip >> place;
+    fields >> skip >> skip >> device >> skip >> place;
     const size_t dash = line.find(" - ");
     if (dash == std::string::npos || unescape(place) != path) continue;
     const size_t end = line.find(' ', dash + 3);
-    type = line.substr(dash + 3, end - dash - 3);
+    mounted = {line.substr(dash + 3, end - dash - 3), device};
   }
-  return type;
+  return mounted;
+}
+
+}  // namespace
+
+Result<std::string> mounted_type(const std::string& mount_point) {
+  SNOW_ASSIGN(const Mounted mounted, mounted_at(mount_point));
+  return mounted.type;
+}
+
+Result<void> set_mount_readahead(const std::string& mount_point, unsigned kib) {
+  SNOW_ASSIGN(const Mounted mounted, mounted_at(mount_point));
+  const std::string path = "/sys/class/bdi/" + mounted.device + "/read_ahead_kb";
+  const Fd fd(open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  const std::string text = std::to_string(kib);
+  if (!fd || write(fd.get(), text.data(), text.size()) < 0) {
+    return fail_errno(Code::host_failed, "mount point '{}': readahead ({})", mount_point, path);
+  }
+  return {};
 }
 
 Result<Fd> mount_fuse(const std::string& mount_point) {

@@ -24,4 +24,8 @@ void unmount_fuse(const std::string& mount_point);
 // touches the mount itself, which may not answer.
 Result<std::string> mounted_type(const std::string& mount_point);
 
+// How far the kernel reads ahead of a reader of this mount, in KiB; holds for files that are opened
+// from now on.
+Result<void> set_mount_readahead(const std::string& mount_point, unsigned kib);
+
 }  // namespace snow

@@ -70,6 +70,8 @@ Result<void> HostImpl::start_cluster(const ClusterConfig& config) {
               Cluster::open(context_, config, qemu_version_,
                             std::string(accelerator_name(accelerator_.accelerator)), callbacks));
   serve_others(*cluster);
+  // A fault on a page of another host fetches that page; what is near may never be needed.
+  if (auto set = context_.lazyfs->set_readahead(0); !set) log_warn("{}", set.error().message);
   context_.set_cluster(std::move(cluster));
   return {};
 }
