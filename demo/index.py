@@ -4,19 +4,25 @@ Builds an index of Debian's word list, in memory: each word under all that is le
 letter is taken out. Then eight clones of this machine look up every word of Python's own library
 that the list does not have, each a part, in the index that they inherited. Nothing is sent to
 them: the machine was copied while this program ran. Tells what it does as lines of JSON.
+
+SNOW_DEMO_CLONES and SNOW_DEMO_PLACE=spread: how many clones, and that they go to all hosts of the cluster.
+`index.py joined` ends when the clones have been joined.
 """
 import collections
 import gc
 import json
+import os
 import pathlib
 import re
+import sys
 import time
 
 import snow
 
 WORDS = "/usr/share/dict/words"
 TEXTS = "/usr/lib/python3*/*.py"
-CLONES = 8
+CLONES = int(os.environ.get("SNOW_DEMO_CLONES", "8"))
+PLACE = {"spread": True} if os.environ.get("SNOW_DEMO_PLACE") == "spread" else {}
 SHORTEST = 7
 
 
@@ -86,10 +92,12 @@ tell("indexed", seconds=time.monotonic() - start, words=len(KNOWN), keys=len(IND
      questions=len(QUESTIONS))
 
 start = time.monotonic()
-ANSWERS = snow.map(suggest, QUESTIONS, n=CLONES)
+ANSWERS = snow.map(suggest, QUESTIONS, n=CLONES, **PLACE)
 tell("joined", seconds=time.monotonic() - start, answered=len(ANSWERS),
      examples={word: near[0] for word, near in zip(QUESTIONS, ANSWERS)  # a letter left out
                if len(near) == 1 and len(near[0]) == len(word) + 1 and not near[0].endswith("s")})
+if sys.argv[1:] == ["joined"]:
+    sys.exit()
 
 start = time.monotonic()
 alone = [suggest(word) for word in QUESTIONS]

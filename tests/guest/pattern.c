@@ -4,8 +4,10 @@
  *                               keeps rewriting every 16th page meanwhile
  *   pattern nonce               prints the nonce, which exists in this process's memory only
  *   pattern verify              checks every page: "OK pages P churned C" or "BAD page N ..."
- *   pattern own TAG             rewrites every third page for TAG, a number: what a clone does so
- *                               that its writes can be looked for elsewhere; verify knows of it
+ *   pattern touch COUNT         reads COUNT pages that no touch has read before, far apart from
+ * each other: "OK touched N p50_ns A p99_ns B", the time of a page's read pattern own TAG rewrites
+ * every third page for TAG, a number: what a clone does so that its writes can be looked for
+ * elsewhere; verify knows of it
  *
  * Each page holds its number, its writer (TAG, 0 at first), its round, and words derived from these
  * and the nonce. Questions come over an abstract unix socket, one at a time; serve holds the pages'
@@ -28,6 +30,7 @@
 #define WORDS (PAGE / 8)
 #define CHURN_STRIDE 16
 #define OWN_STRIDE 3
+#define TOUCH_LIMIT 65536
 
 static uint64_t nonce;
 static uint64_t* memory;
@@ -79,6 +82,37 @@ static void* churn(void* unused) {
   return NULL;
 }
 
+static int by_size(const void* a, const void* b) {
+  uint64_t x = *(const uint64_t*)a, y = *(const uint64_t*)b;
+  return x < y ? -1 : x > y;
+}
+
+/* The golden section of the number of pages, made odd: steps of that length meet each page of a
+ * power of two once before any twice, and stay far from where they were. */
+static void touch(size_t count, char* text, size_t size) {
+  static uint64_t took[TOUCH_LIMIT];
+  static size_t touched;
+  size_t stride = (size_t)((double)pages * 0.6180339887) | 1, done = 0;
+  if (count > TOUCH_LIMIT) count = TOUCH_LIMIT;
+  for (; done < count && touched < pages; done++, touched++) {
+    const volatile uint64_t* words = memory + (touched * stride % pages) * WORDS;
+    struct timespec start, end;
+    uint64_t sum = 0;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    for (size_t i = 0; i < WORDS; i++) sum += words[i];
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    took[done] = (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000u +
+                 (uint64_t)(end.tv_nsec - start.tv_nsec) + (sum == 1);
+  }
+  if (done == 0) {
+    snprintf(text, size, "BAD touch: all pages have been read\n");
+    return;
+  }
+  qsort(took, done, sizeof *took, by_size);
+  snprintf(text, size, "OK touched %zu p50_ns %llu p99_ns %llu\n", done,
+           (unsigned long long)took[done / 2], (unsigned long long)took[done * 99 / 100]);
+}
+
 static void answer(const char* question, char* text, size_t size) {
   if (strcmp(question, "nonce") == 0) {
     snprintf(text, size, "%016llx\n", (unsigned long long)nonce);
@@ -90,6 +124,8 @@ static void answer(const char* question, char* text, size_t size) {
       return;
     }
     snprintf(text, size, "OK pages %zu churned %llu\n", pages, (unsigned long long)churned);
+  } else if (strncmp(question, "touch ", 6) == 0) {
+    touch(strtoul(question + 6, NULL, 10), text, size);
   } else if (strncmp(question, "own ", 4) == 0) {
     owner = strtoull(question + 4, NULL, 10);
     for (size_t page = 0; page < pages; page += OWN_STRIDE)
@@ -145,7 +181,7 @@ int main(int argc, char** argv) {
   if (argc >= 3 && strcmp(argv[1], "serve") == 0)
     return serve(strtoul(argv[2], NULL, 10), argc > 3 && strcmp(argv[3], "churn") == 0);
   if (argc < 2) {
-    fprintf(stderr, "usage: pattern serve MIB [churn] | nonce | verify | own TAG\n");
+    fprintf(stderr, "usage: pattern serve MIB [churn] | nonce | verify | touch COUNT | own TAG\n");
     return 2;
   }
   char question[64], text[160];
