@@ -5,8 +5,8 @@ letter is taken out. Then eight clones of this machine look up every word of Pyt
 that the list does not have, each a part, in the index that they inherited. Nothing is sent to
 them: the machine was copied while this program ran. Tells what it does as lines of JSON.
 
-SNOW_DEMO_CLONES and SNOW_DEMO_PLACE=spread: how many clones, and that they go to all hosts of the cluster.
-`index.py joined` ends when the clones have been joined.
+SNOW_DEMO_CLONES and SNOW_DEMO_PLACE=spread: how many clones, and that they go to all hosts of the
+cluster. `index.py EVENT` ends when it has told of that event, e.g. `joined`.
 """
 import collections
 import gc
@@ -28,6 +28,8 @@ SHORTEST = 7
 
 def tell(event, **fields):
     print(json.dumps({"event": event, **fields}), flush=True)
+    if [event] == sys.argv[1:]:
+        sys.exit()
 
 
 def without_one(word):
@@ -96,8 +98,6 @@ ANSWERS = snow.map(suggest, QUESTIONS, n=CLONES, **PLACE)
 tell("joined", seconds=time.monotonic() - start, answered=len(ANSWERS),
      examples={word: near[0] for word, near in zip(QUESTIONS, ANSWERS)  # a letter left out
                if len(near) == 1 and len(near[0]) == len(word) + 1 and not near[0].endswith("s")})
-if sys.argv[1:] == ["joined"]:
-    sys.exit()
 
 start = time.monotonic()
 alone = [suggest(word) for word in QUESTIONS]

@@ -44,7 +44,7 @@ class Cluster:
         where = {"hosts": hosts} if hosts else {"place": place}
         ticket = self.api.call("POST", f"/vms/{vm}/tickets", {"count": count, **where})["ticket"]
         start = time.monotonic()
-        fork = self.api.call("POST", f"/vms/{vm}/fork", {"count": count, "ticket": ticket})
+        fork = self.api.call("POST", f"/vms/{vm}/fork", {"ticket": ticket})
         fork["steps"]["request"] = (time.monotonic() - start) * 1000
         expect(not fork["undone"], f"fork of {vm}: not done: {fork['undone']}")
         return fork

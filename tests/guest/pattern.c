@@ -4,10 +4,10 @@
  *                               keeps rewriting every 16th page meanwhile
  *   pattern nonce               prints the nonce, which exists in this process's memory only
  *   pattern verify              checks every page: "OK pages P churned C" or "BAD page N ..."
- *   pattern touch COUNT         reads COUNT pages that no touch has read before, far apart from
- * each other: "OK touched N p50_ns A p99_ns B", the time of a page's read pattern own TAG rewrites
- * every third page for TAG, a number: what a clone does so that its writes can be looked for
- * elsewhere; verify knows of it
+ *   pattern touch COUNT         reads COUNT pages that no touch has read yet, far apart from each
+ *                               other: "OK touched N p50_ns A p99_ns B", the times of the reads
+ *   pattern own TAG             rewrites every third page for TAG, a number: what a clone does so
+ *                               that its writes can be looked for elsewhere; verify knows of it
  *
  * Each page holds its number, its writer (TAG, 0 at first), its round, and words derived from these
  * and the nonce. Questions come over an abstract unix socket, one at a time; serve holds the pages'

@@ -159,22 +159,6 @@ class Lab(machines.Lab):
         expect(not left, "left behind:\n  " + "\n  ".join(left))
         return False
 
-    def make_cluster(self):
-        """All hosts become members of one cluster, by their names here."""
-        first, *others = self.hosts
-        first.snow("cluster", "init", "--name", "lab", "--host-name", first.name,
-                   "--address", first.address, "--etcd", self.etcd.url)
-        for host in others:
-            token = first.snow("cluster", "token").strip()
-            host.snow("cluster", "join", "--token", token, "--host-name", host.name,
-                      "--address", host.address)
-        wait_for(lambda: all(self._members_of(host) == len(self.hosts) for host in self.hosts),
-                 f"every host sees {len(self.hosts)} hosts")
-
-    @staticmethod
-    def _members_of(host):
-        return sum(one["state"] == "alive" for one in host.snow_json("host", "ls"))
-
     def _show_logs(self):
         for host in self.hosts:
             if host.daemon is not None and host.daemon.process is not None:
