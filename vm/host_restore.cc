@@ -368,7 +368,12 @@ void HostImpl::remove_orphans(const Found& found) {
       }
       for (const auto& file : {frozen->ground().memory, frozen->ground().disk}) {
         if (!file || !file->image()) continue;
-        for (const auto& layer : file->image()->layers()) layers.insert(layer->path());
+        for (const auto& layer : file->image()->layers()) {
+          const std::string path = layer->path();
+          layers.insert(path);
+          if (!path.starts_with(context_.cache_dir() + "/")) continue;
+          layers.insert({path + ".map", path + ".json"});  // what a remote layer has beside it
+        }
       }
     }
   }
