@@ -58,6 +58,25 @@ def fork_to(lab, *hosts):
     return clones, first.daemon.inspect(clones[0])["ticket"]
 
 
+def owned(lab):
+    """The ids of the VMs that the directory knows."""
+    script = ("import base64, json, sys, urllib.request as web\n"
+              "code = lambda text: base64.b64encode(text).decode()\n"
+              "ask = json.dumps({'key': code(b'/snow/'), 'range_end': code(b'/snow0'),"
+              " 'keys_only': True}).encode()\n"
+              "answer = json.load(web.urlopen(sys.argv[1] + '/v3/kv/range', ask, 10))\n"
+              "print(*(base64.b64decode(one['key']).decode() for one in answer['kvs']))")
+    keys = lab.etcd.run([sys.executable, "-c", script, lab.etcd.url]).stdout.split()
+    return {key.rpartition("/")[2] for key in keys if "/vm/" in key}
+
+
+def directory_agrees(lab):
+    """Every VM that runs has its owner, and no other is on record."""
+    def agrees():
+        return owned(lab) == {vm["id"] for vm in lab.hosts[0].snow_json("ps")}
+    wait_for(agrees, "the directory has the VMs that run, and no others")
+
+
 def ends(host, ticket):
     return sorted(end["how"] for end in host.snow_json("join", ticket)["clones"])
 
@@ -134,6 +153,7 @@ def main():
         for check in (short_partition, long_partition, etcd_is_down):
             begin = time.monotonic()
             check(lab)
+            directory_agrees(lab)
             print(f"{check.__name__} {time.monotonic() - begin:.1f} s", flush=True)
 
 

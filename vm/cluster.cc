@@ -387,11 +387,19 @@ bool Cluster::gone_for_good(const std::string& host) const {
   return !known && membership_->seen_ago_ns() < length_ns;  // removed
 }
 
-Result<std::vector<std::string>> Cluster::owned() {
-  SNOW_ASSIGN(const auto records, ownership_->mine(config_.host));
-  std::vector<std::string> ids;
-  for (const VmRecord& record : records) ids.push_back(record.id);
-  return ids;
+Result<Cluster::Owned> Cluster::owned() {
+  // A damaged record may be one of ours: to leave it out would end a VM.
+  SNOW_ASSIGN(const auto records, ownership_->all());
+  Owned owned;
+  for (const VmRecord& record : records) {
+    if (record.host != config_.host) continue;
+    (record.state == VmRecord::State::owned ? owned.ours : owned.given_up).insert(record.id);
+  }
+  return owned;
+}
+
+Result<void> Cluster::forget_given_up(const std::set<std::string>& vms) {
+  return ownership_->forget_lost({vms.begin(), vms.end()});
 }
 
 nlohmann::json Cluster::about() const {

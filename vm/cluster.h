@@ -91,8 +91,13 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   // VMs on a host that is gone: nobody's from now on.
   Result<void> give_up(const std::vector<std::string>& vms);
   [[nodiscard]] bool gone_for_good(const std::string& host) const;
-  // The directory's VMs of this host.
-  Result<std::vector<std::string>> owned();
+  // The directory's VMs of this host, and those of them that another host gave up.
+  struct Owned {
+    std::set<std::string> ours, given_up;
+  };
+  Result<Owned> owned();
+  // VMs that were given up and have ended are on record no longer.
+  Result<void> forget_given_up(const std::set<std::string>& vms);
 
   // {"name", "host", "host_name", "address", "etcd", "lease_left_ms", "trouble"}
   [[nodiscard]] nlohmann::json about() const;

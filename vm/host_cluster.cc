@@ -280,6 +280,16 @@ Result<nlohmann::json> HostImpl::detach(const std::string& name, int timeout_ms)
   return describe(vm);
 }
 
+// Nothing happens to one that has ended.
+void HostImpl::end_given_up(const VmPtr& vm) {
+  kill_now(vm);
+  const std::lock_guard operation(vm->operation);
+  if (vm->ended_already()) return;
+  log_warn("VM {}: was given up while this host was away; it is ended", vm->name);
+  end_vm(vm, VmState::crashed,
+         {"lost", 0, "given up by its parent's host while this one was away"});
+}
+
 // After a start, a join, or a time without the directory, and now and then: what runs here and is
 // owned by nobody or by somebody else must not run on.
 Result<void> HostImpl::reconcile() {
@@ -293,7 +303,7 @@ Result<void> HostImpl::reconcile() {
     }
   }
   SNOW_ASSIGN(const auto owned, cluster->owned());
-  const std::set<std::string> ours(owned.begin(), owned.end());
+  const std::set<std::string>& ours = owned.ours;
   std::vector<VmPtr> given_up;
   std::vector<std::string> unclaimed;
   std::vector<std::string> gone;
@@ -318,12 +328,8 @@ Result<void> HostImpl::reconcile() {
       if (!alive && !promised.contains(id)) gone.push_back(id);
     }
   }
-  for (const VmPtr& vm : given_up) {
-    log_warn("VM {}: was given up while this host was away; it is ended", vm->name);
-    const std::lock_guard operation(vm->operation);
-    end_vm(vm, VmState::crashed,
-           {"lost", 0, "given up by its parent's host while this one was away"});
-  }
+  for (const VmPtr& vm : given_up) end_given_up(vm);
+  if (!owned.given_up.empty()) SNOW_TRY(cluster->forget_given_up(owned.given_up));
   if (!gone.empty()) cluster->disclaim(gone);
   if (!unclaimed.empty()) return cluster->claim(unclaimed);
   return {};

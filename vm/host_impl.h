@@ -244,6 +244,7 @@ class HostImpl : public Host {
   Result<void> deliver(const Outbox::Item& item);
   Result<void> enter_cluster(const ClusterConfig& config);
   Result<void> reconcile();
+  void end_given_up(const VmPtr& vm);
   void tick_cluster();
 
   // host_thaw.cc

@@ -326,16 +326,18 @@ Result<Message> HostImpl::serve_kill(const std::string& from, const Message& mes
   return Message{{{"count", clones.size()}}, {}};
 }
 
-// Ended clones of a ticket that is spent.
+// Clones of a ticket that is spent. One that still runs was given up while this host was away.
 Result<Message> HostImpl::serve_forget(const std::string& from, const Message& message) {
   for (const auto& id : message.json.at("vms")) {
-    bool ours = false;
+    VmPtr vm;
     {
       const std::lock_guard lock(mutex_);
       const auto it = vms_.find(id.get<std::string>());
-      ours = it != vms_.end() && it->second->home == from && it->second->ended_already();
+      if (it != vms_.end() && it->second->home == from) vm = it->second;
     }
-    if (ours) (void)remove(id.get<std::string>(), false);
+    if (!vm) continue;
+    end_given_up(vm);
+    (void)remove(vm->id, false);
   }
   return Message{};
 }
