@@ -20,6 +20,7 @@ constexpr Nanos kActiveTick = 3 * kMillisecond;
 constexpr Nanos kActiveTime = 50 * kMillisecond;
 constexpr Nanos kOfferTick = 100 * kMillisecond;
 constexpr Nanos kSweepEvery = 20 * kSecond;
+constexpr size_t kOpenedMost = 65536;
 constexpr size_t kMaxDescriptorFile = size_t{8} << 20;
 
 // Not synced: after a crash of the host no layer is opened again that is not sealed.
@@ -206,11 +207,14 @@ Result<std::shared_ptr<RemoteLayer>> Engine::open(const Descriptor& descriptor,
   if (const auto other = slot.lock(); other != nullptr && !other->closed()) {
     return fail(Code::exists, "layer {}: is open already", path);
   }
+  const bool reopened = ::access((path + ".map").c_str(), F_OK) == 0;
   SNOW_ASSIGN(auto cache, CacheFile::open(path, descriptor.id, descriptor.size_bytes));
   SNOW_TRY(write_descriptor(descriptor, path + ".json"));
   auto state = std::make_shared<LayerState>(shared_, descriptor, std::move(cache));
   slot = state;
-  state->start();
+  if (opened_.size() >= kOpenedMost) opened_.erase(opened_.begin());
+  const bool first = opened_.insert(descriptor.id).second;
+  state->start(reopened || !first);
   if (receiver_ && descriptor.multicast && !state->complete()) {
     if (auto joined = receiver_->join(state); !joined) {
       log_warn("{}; image {} comes by unicast", joined.error().message, to_text(descriptor.id));

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <set>
 #include <shared_mutex>
 #include <string>
 #include <thread>
@@ -52,10 +53,11 @@ class Engine {
   void sweep();
 
   const std::shared_ptr<Shared> shared_;
-  mutable std::shared_mutex mutex_;  // of these two
+  mutable std::shared_mutex mutex_;  // of these three
   std::map<ImageId, std::shared_ptr<OfferState>> offers_;
   std::map<std::string, std::weak_ptr<LayerState>> layers_;  // by path
-  Nanos swept_ = 0;                                          // the ticking thread's
+  std::set<ImageId> opened_;  // that were asked for in this daemon's life
+  Nanos swept_ = 0;           // the ticking thread's
   Nanos offers_ticked_ = 0;
   std::unique_ptr<MulticastSender> sender_;  // both: none where multicast is off
   std::unique_ptr<MulticastReceiver> receiver_;

@@ -20,8 +20,9 @@ LayerState::LayerState(std::shared_ptr<Shared> shared, Descriptor descriptor,
       cache_(cache_holder_.get()),
       core_(pages_of(descriptor_.size_bytes), origin_, ReceiverOptions{}) {}
 
-void LayerState::start() {
+void LayerState::start(bool asked_before) {
   const std::lock_guard lock(mutex_);
+  if (asked_before) core_.set_asked_before();
   const Bitmap& present = cache_->present();
   const uint32_t pages = cache_->pages();
   for (uint32_t at = present.next_set(0, pages); at < pages;) {

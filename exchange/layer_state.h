@@ -53,7 +53,9 @@ class LayerState : public std::enable_shared_from_this<LayerState> {
   [[nodiscard]] const std::string& path() const { return path_; }
 
   // The engine's.
-  void start();           // after the constructor: what an earlier daemon has kept
+  // After the constructor: what an earlier daemon has kept. asked_before: this host may have
+  // asked the origin for the image already.
+  void start(bool asked_before);
   Nanos tick(Nanos now);  // returns when next
   void stop();            // reads that wait return
   void serve(const wire::Fetch& fetch, Responder& responder);

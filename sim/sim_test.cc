@@ -47,9 +47,13 @@ TEST_P(RegressionTest, holds) {
                                   << run.seed << " --hosts " << run.hosts;
 }
 
-INSTANTIATE_TEST_SUITE_P(Once, RegressionTest,
-                         testing::Values(Regression{"a_redirect_of_a_hedge_is_followed", "chaos",
-                                                    30212, 15}),
+constexpr Regression kRegressions[] = {
+    {"a_redirect_of_a_hedge_is_followed", "chaos", 30212, 15},
+    {"a_restarted_host_waits_at_nobody", "chaos", 30199, 24},
+    {"a_restarted_host_waits_at_nobody_2", "chaos", 33968, 9},
+};
+
+INSTANTIATE_TEST_SUITE_P(Once, RegressionTest, testing::ValuesIn(kRegressions),
                          [](const auto& each) { return std::string(each.param.name); });
 
 TEST(World, the_same_seed_gives_the_same_run) {

@@ -284,6 +284,7 @@ void World::restart(HostNumber number) {
     return;
   }
   auto next = std::make_unique<exchange::Receiver>(scenario_.image_pages, 0, scenario_.receiver);
+  next->set_asked_before();
   for (uint32_t page = 0; page < scenario_.image_pages; ++page) {
     if (host.receiver->present(page)) next->set_present({page, 1});
   }

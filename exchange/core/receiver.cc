@@ -40,6 +40,8 @@ uint32_t Receiver::mark(Run run) {
 
 void Receiver::set_present(Run run) { mark(run); }
 
+void Receiver::set_asked_before() { asked_.set({0, asked_.size()}); }
+
 void Receiver::set_hot(Run run) {
   run = overlap(run, {0, present_.size()});
   for (uint32_t page = run.first; page < run.end(); ++page) {
@@ -99,7 +101,10 @@ void Receiver::steal(Run run) {
     const uint64_t taken =
         transfer.open & moved(low_bits(run.count), run.first, transfer.run.first);
     if (taken == 0) continue;
-    for_each_run(taken, transfer.run.first, [&](Run piece) { asked_.reset(piece); });
+    // The origin did not count us this time; it may have when it was asked before.
+    if (!transfer.again) {
+      for_each_run(taken, transfer.run.first, [&](Run piece) { asked_.reset(piece); });
+    }
     transfer.open &= ~taken;
     if (transfer.open == 0) remove(transfer);
   }

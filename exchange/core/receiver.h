@@ -134,6 +134,10 @@ class Receiver {
 
   // At the start or after a restart, before the first want(): what is in the cache file. Quiet.
   void set_present(Run run);
+  // Likewise, if this host may have asked for the image before (an earlier daemon, another layer):
+  // the origin may count it among those that have a page, and others may wait here for it. So this
+  // one must not wait at them. It asks as one that asks again.
+  void set_asked_before();
   // Ahead of demand, in lane `hot`, by the next tick(). The run may have any length, here and in
   // zeros(), set_present() and unasked().
   void set_hot(Run run);

@@ -107,7 +107,7 @@ void Receiver::retry(AskId ask, Run run, Nanos after, Nanos now, Actions& out) {
   if (!split(ask, run, part)) return;
   ++counters_.retries;
   if (part.host == origin_) origin_answered(now, out);
-  asked_.reset(part.run);  // it did not count us
+  if (!part.again) asked_.reset(part.run);  // it did not count us
   if (part.lane != Lane::demand && wanted_by_demand(part.run)) part.lane = Lane::demand;
   park(part, now + std::clamp<Nanos>(after, kMillisecond, options_.backoff_most), false);
   release_watches(out);

@@ -367,6 +367,22 @@ TEST_F(ReceiverTest, a_page_that_was_dropped_is_asked_again_and_not_waited_for_a
   EXPECT_TRUE(wanted.ask.again);
 }
 
+// Hosts 4 and 10 waited for each other: 4 had asked, was restarted, and asked as if for the first
+// time, when others waited at it already.
+TEST_F(ReceiverTest, a_host_that_may_have_asked_before_asks_again) {
+  receiver.set_asked_before();
+  EXPECT_TRUE(want(7).ask.again);
+}
+
+TEST_F(ReceiverTest, one_that_was_counted_stays_counted) {
+  receiver.set_asked_before();
+  const Ask first = want(7).ask;
+  receiver.retry(first.id, first.run, kMillisecond, now, out);
+  tick_at(now + 2 * kMillisecond);
+  ASSERT_THAT(out.asks, SizeIs(1));
+  EXPECT_TRUE(out.asks[0].again);
+}
+
 TEST_F(ReceiverTest, zeros_are_here_and_are_zeros) {
   receiver.set_present({3, 1});
   out.clear();
