@@ -16,7 +16,8 @@ Result<Membership::Plan> Membership::plan_registration() {
   SNOW_ASSIGN(const auto member_entry, directory_.get(member_key(options_.id)));
   if (!member_entry) {
     return fail(Code::denied,
-                "host '{}' is not a member of the cluster (removed?); join it again with `snow "
+                "host '{}' is not a member of the cluster (removed?); to join it again, stop its "
+                "snowd, remove the folder cluster/ in its state folder, start snowd, and `snow "
                 "cluster join`",
                 options_.id);
   }

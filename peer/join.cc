@@ -160,14 +160,16 @@ Result<std::vector<std::byte>> JoinService::answer(std::span<const std::byte> pa
   SNOW_TRY(tokens_.check(request.secret, key_hash));
   SNOW_ASSIGN(const nlohmann::json about, parse_json(request.about));
   JoinAnswer answer;
-  try {
-    SNOW_ASSIGN(const nlohmann::json cluster, admit_(request.host, about));
-    answer.cluster = to_text(cluster);
-  } catch (const std::exception& error) {
-    return fail(Code::invalid, "what host '{}' says about itself: {}", request.host, error.what());
-  }
+  // Who comes with the same token at the same time waits, and is not even admitted.
   SNOW_TRY(tokens_.spend(request.secret, request.host, key_hash, [&]() -> Result<void> {
     SNOW_ASSIGN(answer.certificate_pem, sign_request(folder_, request.host, request.request_pem));
+    try {
+      SNOW_ASSIGN(const nlohmann::json cluster, admit_(request.host, about));
+      answer.cluster = to_text(cluster);
+    } catch (const std::exception& error) {
+      return fail(Code::invalid, "what host '{}' says about itself: {}", request.host,
+                  error.what());
+    }
     return {};
   }));
   SNOW_ASSIGN(answer.ca_pem, read_file(folder_ + "/ca.pem", kMaxPemBytes));

@@ -465,6 +465,7 @@ Result<void> Cluster::set_drain(const std::string& host, bool drain) {
 Result<void> Cluster::remove_member(const std::string& host) {
   SNOW_TRY(snow::remove_member(*directory_, host));
   SNOW_TRY(membership_->refresh());
+  exchange_->forget_host(host);
   pool_->forget(host);
   server_->forget(host);
   return {};

@@ -9,6 +9,7 @@
 #include "base/names.h"
 #include "peer/authority.h"
 #include "peer/join.h"
+#include "peer/socket.h"
 #include "vm/host_impl.h"
 
 namespace snow {
@@ -41,6 +42,13 @@ Result<std::string> whole_address(std::string text) {
   }
   SNOW_ASSIGN(const auto address, peer::parse_address(text));
   return peer::to_text(address);
+}
+
+// Before anybody else hears of this host: a token would be used up, a name taken in the directory.
+Result<void> can_listen(const std::string& text) {
+  SNOW_ASSIGN(const auto address, peer::parse_address(text));
+  SNOW_TRY(peer::listen_tcp(address));
+  return {};
 }
 
 }  // namespace
@@ -79,8 +87,11 @@ Result<void> HostImpl::start_cluster(const ClusterConfig& config) {
 // For the first time.
 Result<void> HostImpl::enter_cluster(const ClusterConfig& config) {
   SNOW_TRY(start_cluster(config));
-  SNOW_TRY(context_.cluster()->become_member());
-  return context_.cluster()->listen();
+  const auto cluster = context_.cluster();
+  SNOW_TRY(cluster->become_member());
+  auto listening = cluster->listen();
+  if (!listening) (void)cluster->remove_member(config.host);
+  return listening;
 }
 
 void HostImpl::serve_api(std::function<void(peer::Connection&)> session) {
@@ -108,6 +119,7 @@ Result<void> HostImpl::deliver(const Outbox::Item& item) {
 }
 
 Result<nlohmann::json> HostImpl::make_cluster(const ClusterRequest& request) {
+  const std::lock_guard changing(cluster_change_mutex_);
   if (context_.cluster()) {
     return fail(Code::exists, "this host is in cluster '{}' already",
                 context_.cluster()->config().name);
@@ -118,6 +130,7 @@ Result<nlohmann::json> HostImpl::make_cluster(const ClusterRequest& request) {
   SNOW_TRY(check_name("cluster", config.name));
   SNOW_TRY(check_name("host", config.host_name));
   SNOW_ASSIGN(config.address, whole_address(request.address));
+  SNOW_TRY(can_listen(config.address));
   config.host = "h" + random_hex(6);
   config.cluster = random_hex(8);
   config.etcd = request.etcd;
@@ -150,6 +163,7 @@ Result<nlohmann::json> HostImpl::make_join_token(unsigned seconds) {
 }
 
 Result<nlohmann::json> HostImpl::join_cluster(const JoinRequest& request) {
+  const std::lock_guard changing(cluster_change_mutex_);
   if (context_.cluster()) {
     return fail(Code::exists, "this host is in cluster '{}' already",
                 context_.cluster()->config().name);
@@ -158,6 +172,7 @@ Result<nlohmann::json> HostImpl::join_cluster(const JoinRequest& request) {
   config.host_name = request.host_name.empty() ? own_name() : request.host_name;
   SNOW_TRY(check_name("host", config.host_name));
   SNOW_ASSIGN(config.address, whole_address(request.address));
+  SNOW_TRY(can_listen(config.address));
   config.host = "h" + random_hex(6);
   const std::string folder = cluster_folder(context_.settings.state_dir);
   SNOW_TRY(make_folders(folder, 0700));
@@ -177,7 +192,9 @@ Result<nlohmann::json> HostImpl::join_cluster(const JoinRequest& request) {
       joined.cluster.at("etcd").get_to(config.etcd);
       config.authority = joined.authority_host;
       SNOW_TRY(start_cluster(config));  // the authority has made us a member
-      SNOW_TRY(context_.cluster()->listen());
+      auto listening = context_.cluster()->listen();
+      if (!listening) (void)context_.cluster()->remove_member(config.host);
+      SNOW_TRY(listening);
     }
     return write_cluster_config(context_.settings.state_dir, config);
   }();

@@ -239,7 +239,8 @@ class HostImpl : public Host {
   void expire_given_rooms();
 
   // host_cluster.cc
-  Result<void> open_cluster();  // if this host is in one
+  std::mutex cluster_change_mutex_;  // one `init` or `join` at a time, to its end
+  Result<void> open_cluster();       // if this host is in one
   Result<void> start_cluster(const ClusterConfig& config);
   Result<void> deliver(const Outbox::Item& item);
   Result<void> enter_cluster(const ClusterConfig& config);

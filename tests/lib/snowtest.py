@@ -139,11 +139,16 @@ class Daemon:
             raise Failure("left behind:\n  " + "\n  ".join(left))
         return False
 
-    def start(self):
-        """Starts snowd and waits until it answers."""
+    def snowd_command(self):
+        """The words that start snowd."""
         command = [str(SNOWD), "--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)]
         for key, value in {"keeper": str(KEEPER), **self.settings}.items():
             command += ["--set", f"{key}={value}"]
+        return command
+
+    def start(self):
+        """Starts snowd and waits until it answers."""
+        command = self.snowd_command()
         with open(self.log_path, "ab") as log:
             self.process = self._popen(command, stdin=subprocess.DEVNULL, stdout=log,
                                        stderr=subprocess.STDOUT, start_new_session=True)
