@@ -23,24 +23,31 @@ Network::Network(std::vector<LinkSpec> links, Random random)
       group_(links_.size(), 0),
       random_(random) {}
 
-Network::Slot Network::occupy(Pipe& pipe, double rate, uint64_t bytes, Lane lane, Nanos now) {
+Network::Slot Network::occupy(Pipe& pipe, double rate, uint64_t bytes, Lane lane, Nanos now,
+                              Nanos until) {
   const Nanos time = time_for(bytes, rate);
+  const Nanos start = std::max(now, lane == Lane::demand ? pipe.demand_until : pipe.bulk_until);
+  if (start >= until) return {start, exchange::kNever};
+  const Nanos used = std::min(time, until - start);
   if (lane != Lane::demand) {
-    const Nanos start = std::max(now, pipe.bulk_until);
-    pipe.bulk_until = start + time;
-    return {start, pipe.bulk_until};
+    pipe.bulk_until = start + used;
+    return {start, start + time};
   }
-  const Nanos start = std::max(now, pipe.demand_until);
-  const bool shared = pipe.bulk_until > start;
-  pipe.demand_until = start + (shared ? 2 * time : time);
-  pipe.bulk_until = std::max(pipe.bulk_until, start) + time;
-  return {start, pipe.demand_until};
+  const Nanos end = start + (pipe.bulk_until > start ? 2 * time : time);
+  pipe.demand_until = std::min(end, until);
+  pipe.bulk_until = std::max(pipe.bulk_until, start) + used;
+  return {start, end};
 }
 
-Nanos Network::unicast(HostNumber from, HostNumber to, uint64_t bytes, Lane lane, Nanos now) {
+Nanos Network::unicast(HostNumber from, HostNumber to, uint64_t bytes, Lane lane, Nanos now,
+                       Nanos deadline) {
   const Nanos delay = links_[from].delay + links_[to].delay;
-  const Slot up = occupy(up_[from], links_[from].up_bytes_per_s, bytes, lane, now);
-  const Slot down = occupy(down_[to], links_[to].down_bytes_per_s, bytes, lane, up.start + delay);
+  const Nanos until = deadline == 0 ? exchange::kNever : deadline;
+  const Slot up = occupy(up_[from], links_[from].up_bytes_per_s, bytes, lane, now, until);
+  if (up.end == exchange::kNever) return exchange::kNever;
+  const Slot down =
+      occupy(down_[to], links_[to].down_bytes_per_s, bytes, lane, up.start + delay, until);
+  if (down.end == exchange::kNever) return exchange::kNever;
   Nanos at = std::max(down.end, up.end + delay);
   const double loss = links_[from].loss + links_[to].loss;
   if (loss > 0) {

@@ -30,8 +30,10 @@ class Network {
  public:
   Network(std::vector<LinkSpec> links, Random random);
 
-  // When the last byte arrives.
-  Nanos unicast(HostNumber from, HostNumber to, uint64_t bytes, Lane lane, Nanos now);
+  // When the last byte arrives. The receiver closes the connection at `deadline` (0: never): what
+  // was not sent by then is not sent any more; kNever if nothing was.
+  Nanos unicast(HostNumber from, HostNumber to, uint64_t bytes, Lane lane, Nanos now,
+                Nanos deadline = 0);
 
   // Multicast: one use of the sender's up link ...
   struct Burst {
@@ -63,7 +65,9 @@ class Network {
   struct Slot {
     Nanos start = 0, end = 0;
   };
-  static Slot occupy(Pipe& pipe, double rate, uint64_t bytes, Lane lane, Nanos now);
+  // end: as if it were sent to its end; the pipe is free from `until` on.
+  static Slot occupy(Pipe& pipe, double rate, uint64_t bytes, Lane lane, Nanos now,
+                     Nanos until = exchange::kNever);
 
   std::vector<LinkSpec> links_;
   std::vector<Pipe> up_, down_;

@@ -51,10 +51,24 @@ constexpr Regression kRegressions[] = {
     {"a_redirect_of_a_hedge_is_followed", "chaos", 30212, 15},
     {"a_restarted_host_waits_at_nobody", "chaos", 30199, 24},
     {"a_restarted_host_waits_at_nobody_2", "chaos", 33968, 9},
+    {"a_slow_link_carries_nothing_that_was_given_up", "chaos", 31159, 17},
+    {"a_slow_link_carries_nothing_that_was_given_up_2", "chaos", 33117, 5},
 };
 
 INSTANTIATE_TEST_SUITE_P(Once, RegressionTest, testing::ValuesIn(kRegressions),
                          [](const auto& each) { return std::string(each.param.name); });
+
+// As the engine closes the connection of an ask at its deadline.
+TEST(Network, what_is_given_up_frees_the_link) {
+  LinkSpec slow;
+  slow.up_bytes_per_s = 1e6;
+  slow.delay = 0;
+  Network network({slow, LinkSpec{}}, Random(1));
+  constexpr Nanos kMs = exchange::kMillisecond;
+  EXPECT_EQ(network.unicast(0, 1, 100'000, Lane::demand, 0, 10 * kMs), 100 * kMs);  // too late
+  EXPECT_EQ(network.unicast(0, 1, 1'000, Lane::demand, 0, 5 * kMs), exchange::kNever);
+  EXPECT_EQ(network.unicast(0, 1, 1'000, Lane::demand, 0), 11 * kMs);
+}
 
 TEST(World, the_same_seed_gives_the_same_run) {
   const Result first = World(make_scenario("chaos", 7, 12)).run();

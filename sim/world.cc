@@ -145,11 +145,13 @@ void World::handle(const Event& event) {
 
 void World::send(Message message, uint64_t bytes) {
   message.from_life = hosts_[message.from].life;
+  const Nanos at =
+      network_.unicast(message.from, message.to, bytes, message.lane, now_, message.deadline);
+  if (at == exchange::kNever) return;
   if (message.type == Message::Type::pages && message.from == 0) {
     origin_page_bytes_ +=
         uint64_t{exchange::kPageBytes} * static_cast<uint64_t>(std::popcount(message.pages));
   }
-  const Nanos at = network_.unicast(message.from, message.to, bytes, message.lane, now_);
   queue_.at(at, Event::Kind::deliver, message);
 }
 
