@@ -63,7 +63,9 @@ TEST(Network, what_is_given_up_frees_the_link) {
   LinkSpec slow;
   slow.up_bytes_per_s = 1e6;
   slow.delay = 0;
-  Network network({slow, LinkSpec{}}, Random(1));
+  LinkSpec fast;
+  fast.delay = 0;
+  Network network({slow, fast}, Random(1));
   constexpr Nanos kMs = exchange::kMillisecond;
   EXPECT_EQ(network.unicast(0, 1, 100'000, Lane::demand, 0, 10 * kMs), 100 * kMs);  // too late
   EXPECT_EQ(network.unicast(0, 1, 1'000, Lane::demand, 0, 5 * kMs), exchange::kNever);
