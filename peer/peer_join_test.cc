@@ -1,6 +1,9 @@
 // The cluster's certificates, and how a new host gets one.
 #include <sys/stat.h>
 
+#include <chrono>
+#include <thread>
+
 #include "peer/join.h"
 #include "peer/test_cluster.h"
 
@@ -76,6 +79,7 @@ struct JoinTest : testing::Test {
             cluster.folder(), tokens,
             [this](const std::string& host, const nlohmann::json& about) -> Result<nlohmann::json> {
               if (refuse) return fail(Code::no_room, "cluster is full");
+              std::this_thread::sleep_for(admit_takes);
               admitted.push_back(host + " " + about.at("name").get<std::string>());
               return nlohmann::json{{"name", "home"}};
             }) {
@@ -95,6 +99,7 @@ struct JoinTest : testing::Test {
   TestFolder folder;
   int64_t now_ns = wall_clock_ns();
   bool refuse = false;
+  std::chrono::milliseconds admit_takes{0};
   std::vector<std::string> admitted;
   TokenStore tokens;
   JoinService service;
@@ -122,6 +127,18 @@ TEST_F(JoinTest, ATokenIsGoodForOneHost) {
   EXPECT_NE(again.error().message.find("used already"), std::string::npos);
   EXPECT_EQ(admitted.size(), 1u);
   EXPECT_TRUE(join_as(kHostB, text));  // the same host, as after a lost answer
+}
+
+TEST_F(JoinTest, OfTwoAtOnceWithOneTokenOneIsAdmitted) {
+  admit_takes = std::chrono::milliseconds(200);
+  const std::string text = token();
+  Result<Joined> other;
+  std::thread at_once([&] { other = join_as("hcccccccccccc", text); });
+  const Result<Joined> one = join_as(kHostB, text);
+  at_once.join();
+  EXPECT_NE(one.has_value(), other.has_value());
+  EXPECT_EQ((one ? other : one).error().code, Code::denied);
+  EXPECT_EQ(admitted.size(), 1u);
 }
 
 TEST_F(JoinTest, WrongAndOverTokens) {
