@@ -31,11 +31,15 @@ void World::check() {
   if (!ended_ && now_ > scenario_.limit) {
     for (size_t i = 1; i < hosts_.size(); ++i) {
       const Host& host = hosts_[i];
-      if (host.for_good || host.done_at >= 0) continue;
-      fail(fmt::format("host {} has not read everything: {} in flight, {} demands", i,
-                       host.receiver->in_flight(), host.receiver->demands_waiting()));
+      if (host.for_good || (host.done_at >= 0 && (!scenario_.fill || host.complete_at >= 0))) {
+        continue;
+      }
+      fail(fmt::format("host {} has not {} everything: {} of {} pages, {} in flight, {} demands", i,
+                       host.done_at < 0 ? "read" : "fetched", host.receiver->pages_present(),
+                       host.receiver->pages_total(), host.receiver->in_flight(),
+                       host.receiver->demands_waiting()));
     }
-    fail("not everything was fetched");
+    fail("a host was not started");
   }
 }
 

@@ -12,6 +12,7 @@ constexpr Nanos kHedgeMost = kSecond;
 constexpr Nanos kTimeoutMost = 60 * kSecond;
 constexpr Nanos kShunTime = 2 * kSecond;
 constexpr Nanos kShunTimeSilent = 60 * kSecond;  // it let a deadline pass: each more costs another
+constexpr Nanos kShunMultiple = 8;  // or so many times what it cost: a link may need long deadlines
 constexpr uint32_t kWindowLeast = 8;
 constexpr uint64_t kSamples = 8;
 constexpr size_t kShunnedMost = 4096;
@@ -90,7 +91,8 @@ void Receiver::lose(Transfer part, Nanos now, Actions& out) {
   if (part.lane != Lane::demand && now >= part.until) window_ = std::max(window_ / 2, kWindowLeast);
   if (part.failures < 8) ++part.failures;
   if (part.host != origin_) {
-    shun(part.host, now + (now >= part.until ? kShunTimeSilent : kShunTime));
+    const Nanos silent = std::max(kShunTimeSilent, kShunMultiple * (now - part.sent));
+    shun(part.host, now + (now >= part.until ? silent : kShunTime));
     out.reports.push_back({Report::Kind::slow, part.host});
     next_source(part, now, out);
     return;

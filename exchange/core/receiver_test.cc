@@ -169,6 +169,30 @@ TEST_F(ReceiverTest, a_slow_peer_is_hedged_and_the_first_answer_wins) {
   EXPECT_EQ(receiver.next_tick(), kNever);
 }
 
+// On a slow link deadlines are long: a mute peer cost as much as it was left alone for.
+TEST_F(ReceiverTest, a_peer_that_cost_much_is_left_alone_for_longer) {
+  ReceiverOptions patient;
+  patient.bulk_timeout = 20 * kSecond;
+  Receiver slow(kPages, kOrigin, patient);
+  slow.set_hot({0, 64});
+  slow.tick(now, out);
+  const Ask first = out.asks.at(0);
+  const HostNumber mute = 3;
+  out.clear();
+  slow.redirect(first.id, first.run, {&mute, 1}, false, now, out);
+  ASSERT_EQ(out.asks.at(0).host, mute);
+  now = out.asks[0].deadline;
+  out.clear();
+  slow.tick(now, out);
+  now += 120 * kSecond;  // the bytes from the origin took longer than that
+  out.clear();
+  const Want wanted = slow.want({100, 1}, now, out);
+  out.clear();
+  slow.redirect(wanted.ask.id, wanted.ask.run, {&mute, 1}, false, now, out);
+  ASSERT_THAT(out.asks, SizeIs(1));
+  EXPECT_EQ(out.asks[0].host, kOrigin);
+}
+
 TEST_F(ReceiverTest, a_demand_on_a_bulk_transfer_does_not_wait_long_for_it) {
   learn_fast();
   receiver.set_hot({0, 64});
