@@ -295,9 +295,15 @@ Result<nlohmann::json> HostImpl::info() {
   const auto usage = context_.admission->usage();
   const auto& settings = context_.settings;
   const auto cluster = context_.cluster();
+  nlohmann::json about_cluster;
+  if (cluster) {
+    about_cluster = cluster->about();
+    const std::lock_guard lock(mutex_);
+    about_cluster["held"] = holders_.size();
+  }
   return nlohmann::json{
       {"version", SNOW_VERSION},
-      {"cluster", cluster ? cluster->about() : nlohmann::json(nullptr)},
+      {"cluster", about_cluster},
       {"pid", ::getpid()},
       {"last_event", context_.events.last()},
       {"limits",

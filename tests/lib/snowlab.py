@@ -146,10 +146,21 @@ class Lab(machines.Lab):
             wait_for(lambda: sum(one["state"] == "alive" for one in host.snow_json("host", "ls"))
                      == len(self.hosts), "every host sees the others alive")
 
+    def _let_go(self):
+        """Ends all VMs, and waits until no host holds anything for another one."""
+        alive = [host for host in self.hosts if host.pid and host.daemon.running]
+        on_all(alive, lambda host: host.daemon._remove_vms())
+
+        def nothing_held():
+            about = [host.snow_json("info")["cluster"] for host in alive]
+            return len(alive) < len(self.hosts) or not any(one and one["held"] for one in about)
+        wait_for(nothing_held, "no host holds images for another", 20)
+
     def __exit__(self, kind, error, trace):
         left = []
         try:
             if error is None:
+                self._let_go()
                 left = sum(on_all([host for host in self.hosts if host.pid],
                                   lambda host: host.daemon.end()), [])
             elif kind is not SystemExit:

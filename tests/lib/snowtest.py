@@ -294,12 +294,15 @@ class Daemon:
 
     # ---- the end
 
+    def _remove_vms(self):
+        for vm in self._own_vms():
+            self.snow("rm", "--force", vm["id"])
+
     def _end_in_order(self):
         """Removes all VMs, ends the daemon; what is left then, as lines."""
         if self.process.poll() is not None:
             self.start()
-        for vm in self._own_vms():
-            self.snow("rm", "--force", vm["id"])
+        self._remove_vms()
         self.stop()
         mine = str(self.run_dir)
         left = []
@@ -309,8 +312,9 @@ class Daemon:
             left.extend(f"process {pid} {command[:200]}"
                         for pid, command in processes_with(mine).items())
             left.extend(f"mount {point}" for point in self._mounts())
-            # What docs name may stay in the run folder: nothing that is a socket, nor RAM.
-            for path in self.seen(self.run_dir).rglob("*"):
+            # What docs name may stay in the run folder: nothing that is a socket, nor RAM. A mount
+            # that nobody answers any more is not looked into.
+            for path in [] if left else self.seen(self.run_dir).rglob("*"):
                 if path.is_socket() or (path.is_file() and path.stat().st_size > 1 << 20):
                     left.append(f"file {path}")
             return not left
