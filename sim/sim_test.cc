@@ -54,6 +54,7 @@ constexpr Regression kRegressions[] = {
     {"a_slow_link_carries_nothing_that_was_given_up", "chaos", 31159, 17},
     {"a_slow_link_carries_nothing_that_was_given_up_2", "chaos", 33117, 5},
     {"a_mute_peer_does_not_hold_up_a_slow_link", "chaos", 32271, 10},
+    {"an_origin_that_was_silent_is_noticed_soon", "chaos", 54639, 8},
 };
 
 INSTANTIATE_TEST_SUITE_P(Once, RegressionTest, testing::ValuesIn(kRegressions),

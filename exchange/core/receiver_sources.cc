@@ -193,10 +193,11 @@ void Receiver::hedge(size_t index, Nanos now, Actions& out) {
   for (Transfer& transfer : transfers_) {
     const uint64_t covers = moved(transfer.open, transfer.run.first, demand.run.first);
     if ((covers & slow) == 0) continue;
-    // Asked of the origin as a demand: there is nothing better. To be asked later: see expire().
+    // Asked of the origin as a demand: there is nothing better, unless it does not answer; then
+    // this is the next probe. To be asked later: see expire().
     const bool best = transfer.state == Transfer::State::later ||
                       (transfer.state == Transfer::State::asked && transfer.host == origin_ &&
-                       transfer.lane == Lane::demand);
+                       transfer.lane == Lane::demand && origin_backoff_ == 0);
     if (best) {
       slow &= ~covers;
     } else {
@@ -224,6 +225,8 @@ void Receiver::hedge(size_t index, Nanos now, Actions& out) {
       out.asks.push_back(send(other, now));
     });
   }
+  // The last probe had no answer.
+  if (slow != 0) origin_backoff_ = std::min(2 * origin_backoff_, options_.backoff_most);
   for_each_run(slow, demand.run.first, [&](Run piece) {
     Transfer transfer;
     transfer.run = piece;

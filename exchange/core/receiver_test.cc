@@ -245,6 +245,23 @@ TEST_F(ReceiverTest, an_origin_that_is_gone_is_tried_again_with_growing_pauses) 
   EXPECT_EQ(receiver.demands_waiting(), 0u);
 }
 
+// Deadlines may have grown to many seconds: they are not waited for.
+TEST_F(ReceiverTest, a_silent_origin_is_tried_every_few_seconds_while_a_demand_waits) {
+  ReceiverOptions patient;
+  patient.demand_timeout = 10 * kSecond;
+  Receiver slow(kPages, kOrigin, patient);
+  const Want wanted = slow.want({7, 1}, now, out);
+  now = wanted.ask.deadline;
+  size_t asks = 0;
+  for (const Nanos end = now + 20 * kSecond; now < end; now = std::max(now, slow.next_tick())) {
+    out.clear();
+    slow.tick(now, out);
+    asks += out.asks.size();
+  }
+  EXPECT_GE(asks, 8u);  // two seconds apart
+  EXPECT_LE(asks, 16u);
+}
+
 TEST_F(ReceiverTest, one_answer_of_the_origin_releases_everybody) {
   failed(want(7).ask.id);
   want(8);
