@@ -17,6 +17,7 @@ OriginOptions core_options(const Shared& shared, const Descriptor& descriptor) {
   OriginOptions options;
   std::memcpy(&options.seed, descriptor.id.data(), sizeof options.seed);
   const MulticastSettings& settings = shared.options.multicast;
+  options.redirects = shared.options.relay;
   options.multicast.on = descriptor.multicast.has_value();
   options.multicast.rate_start = settings.bytes_per_second;
   options.multicast.rate_most = settings.most_bytes_per_second;

@@ -221,6 +221,7 @@ void Cluster::keep_addresses() {
 void Cluster::open_exchange() {
   exchange::Options options;
   options.host = config_.host;
+  options.relay = context_.settings.relay;
   if (!config_.plain) {
     options.key_file = cluster_folder(context_.settings.state_dir) + "/host-key.pem";
   }
