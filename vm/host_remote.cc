@@ -3,11 +3,14 @@
 //
 // Every call comes from a member of the cluster. It may name only what is its own (reservations
 // that it asked for, clones of its tickets); calls may come twice and in any order.
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 
+#include "base/fd.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "vm/host_impl.h"
@@ -36,6 +39,25 @@ std::map<std::string, std::string> texts_of(const nlohmann::json& json, const ch
 
 bool is_hex(const std::string& text, size_t digits) {
   return text.size() == digits && text.find_first_not_of("0123456789abcdef") == text.npos;
+}
+
+// Of a file's bytes from `offset` on at most kKernelPiece. Not the whole file: at a first fork all
+// hosts ask for all pieces at the same moment.
+Result<std::vector<std::byte>> read_piece(const std::string& path, uint64_t offset) {
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return fail_errno(Code::not_found, "{}: cannot open", path);
+  std::vector<std::byte> bytes(kKernelPiece);
+  size_t size = 0;
+  while (size < bytes.size()) {
+    const ssize_t got = ::pread(fd.get(), bytes.data() + size, bytes.size() - size,
+                                static_cast<off_t>(offset + size));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail_errno(Code::host_failed, "{}: read failed", path);
+    if (got == 0) break;
+    size += static_cast<size_t>(got);
+  }
+  bytes.resize(size);
+  return bytes;
 }
 
 }  // namespace
@@ -96,12 +118,8 @@ Result<Message> HostImpl::serve_kernel(const std::string&, const Message& messag
     if (it != kernel_paths_.end()) path = it->second;
   }
   if (path.empty()) return fail(Code::not_found, "kernel {}: not here", hash.substr(0, 64));
-  SNOW_ASSIGN(const std::string content, snow::read_file(path, kMaxKernelBytes));
   Message answer;
-  if (offset < content.size()) {
-    const auto* begin = reinterpret_cast<const std::byte*>(content.data()) + offset;
-    answer.bytes.assign(begin, begin + std::min(kKernelPiece, content.size() - offset));
-  }
+  SNOW_ASSIGN(answer.bytes, read_piece(path, offset));
   return answer;
 }
 
