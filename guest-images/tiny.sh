@@ -43,7 +43,7 @@ done
 # Drivers in the order in which they are loaded; every file needs only those before it.
 modules="virtio/virtio_ring virtio/virtio virtio/virtio_mmio virtio/virtio_pci_modern_dev
   virtio/virtio_pci_legacy_dev virtio/virtio_pci char/virtio_console block/virtio_blk
-  char/hw_random/virtio-rng input/evdev acpi/button misc/pvpanic/pvpanic misc/pvpanic/pvpanic-mmio"
+  virtio/virtio_balloon char/hw_random/virtio-rng input/evdev acpi/button misc/pvpanic/pvpanic misc/pvpanic/pvpanic-mmio"
 network="net/core/failover drivers/net/net_failover drivers/net/virtio_net"
 for module in $modules; do
   cp "$IMAGES/kernel/modules/kernel/drivers/$module.ko" "$root/lib/modules/"

@@ -105,8 +105,6 @@ void add_disk(Arguments& arguments, const MachineConfig& config) {
            (config.has_kernel ? "" : ",bootindex=0")});
 }
 
-// No balloon: on a private mapping a discarded page shows the frozen image's old content again, not
-// zeros as a guest with init_on_free expects.
 void add_devices(Arguments& arguments, const MachineConfig& config, const Launch& launch) {
   add(arguments,
       {"-object", "rng-builtin,id=rng0", "-device", virtio(config, "rng") + ",rng=rng0"});
@@ -127,6 +125,13 @@ void add_devices(Arguments& arguments, const MachineConfig& config, const Launch
   // The guest's panic becomes the event GUEST_PANICKED and the machine pauses.
   add(arguments, {"-device", "pvpanic", "-action", "panic=pause"});
   if (config.machine == MachineType::q35) add(arguments, {"-device", "vmgenid,guid=auto"});
+  // Never inflated: only for the guest to tell which pages are free, which then are no part of the
+  // next image. On a private mapping such a page shows the frozen image's old content when it is
+  // used again, not zeros. With page-poison=off a guest that would mind (init_on_free) does not
+  // tell.
+  add(arguments,
+      {"-device",
+       virtio(config, "balloon") + ",id=balloon0,free-page-reporting=on,page-poison=off"});
 }
 
 // Under TCG Linux calibrates its clock against an emulated timer, which fails on a busy host: a
