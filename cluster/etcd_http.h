@@ -23,7 +23,7 @@ struct EtcdOptions {
   // PEM files for https: whom to trust, and who we are (etcd's --client-cert-auth). All optional.
   std::string ca_file, cert_file, key_file;
   // For each endpoint. Several calls must fit into a lease (cluster/membership.h).
-  int connect_timeout_ms = 1000;
+  int connect_timeout_ms = 1500;  // a lost SYN is sent again after a second
   int timeout_ms = 2500;
 };
 
