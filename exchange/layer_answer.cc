@@ -183,6 +183,14 @@ void LayerState::keep_aside(Run run, wire::Bytes raw) {
   }
 }
 
+void LayerState::forget_aside() {
+  for (const uint32_t page : aside_order_) {
+    if (!cache_->has(page)) core_.drop({page, 1});
+  }
+  aside_.clear();
+  aside_order_.clear();
+}
+
 void LayerState::hand_out(Run run, wire::Bytes raw) {
   if (raw.empty()) return;
   std::shared_ptr<const RemoteLayer::OnPages> callback;

@@ -22,6 +22,7 @@ Nanos LayerState::tick(Nanos now) {
   if (stopping_) return kNever;
   if (disk_full_until_ != 0 && now >= disk_full_until_) {
     disk_full_until_ = 0;
+    forget_aside();
     apply_fill();
   }
   if (core_.next_tick() <= now) {

@@ -99,6 +99,8 @@ Result<void> LayerState::detach(int timeout_ms) {
     const std::lock_guard lock(mutex_);
     fill_ = true;
     fill_rate_ = 0;
+    disk_full_until_ = 0;  // there may be room by now: that is tried, and not believed
+    forget_aside();
     apply_fill();
   }
   std::unique_lock lock(mutex_);

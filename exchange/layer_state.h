@@ -124,6 +124,7 @@ class LayerState : public std::enable_shared_from_this<LayerState> {
   void fill_reader(Waiter& waiter, Run run, uint64_t zeros, wire::Bytes raw);
   void keep_pages(Run run, uint64_t zeros, wire::Bytes raw);
   void keep_aside(Run run, wire::Bytes raw);  // with mutex_ held
+  void forget_aside();  // with mutex_ held: there may be room now, they are fetched again and kept
   void hand_out(Run run, wire::Bytes raw);
   void note_progress();  // with mutex_ held
 

@@ -134,7 +134,7 @@ class HostImpl : public Host {
   Result<nlohmann::json> run_image(const RunRequest& request);
   Result<MachineConfig> config_of(const RunRequest& request, const StoredImage& image);
   Result<std::shared_ptr<LazyFile>> image_disk(const StoredImage& image);
-  void save(const Vm& vm);       // to the record; logs a failure
+  void save(const Vm& vm);       // to the record; a failure is logged, and made up for later
   void attach(const VmPtr& vm);  // QMP events, exits
   void guest_panicked(const VmPtr& vm, pid_t pid);
   void guest_reset(const VmPtr& vm, pid_t pid);
@@ -339,6 +339,7 @@ class HostImpl : public Host {
   Result<TicketPtr> use_ticket(const std::string& id, const Vm& user,
                                std::unique_ptr<Reservation>& reservation);
   void save(const Ticket& ticket);
+  void save_again();                          // what the record did not take: the disk was full
   void drop_ticket(const TicketPtr& ticket);  // spent: record, results and ended clones go
   void clone_ended(const Vm& vm);
   Result<TicketPtr> joinable(const std::string& id, const std::string& owner);  // "": the host asks
@@ -396,7 +397,9 @@ class HostImpl : public Host {
   // Pages that came unasked go into lazyfs under a shared lock, while this is true.
   std::shared_mutex feed_mutex_;
   bool feeding_ = true;
-  int64_t reconcile_at_ns_ = 0;  // the ticker's
+  int64_t reconcile_at_ns_ = 0;   // the ticker's
+  int64_t save_again_at_ns_ = 0;  // the ticker's
+  std::set<std::string> unsaved_vms_, unsaved_tickets_;
   std::atomic<bool> reconciling_ = false;
   // Only during start(): what the record said.
   std::map<std::string, std::shared_ptr<Frozen>> restored_;

@@ -286,6 +286,7 @@ void HostImpl::tick() {
     expire_tickets();
     context_.network_guard->refresh();
     tick_cluster();
+    save_again();
     lock.lock();
     std::erase_if(frozen_, [](const auto& entry) { return entry.second.expired(); });
   }

@@ -52,7 +52,11 @@ void HostImpl::save(const Ticket& ticket) {
     if (!tickets_.contains(ticket.id)) return;
     record = ticket_to_record(ticket);
   }
-  if (auto put = context_.store->put("ticket", ticket.id, record); !put) {
+  const auto put = context_.store->put("ticket", ticket.id, record);
+  const std::lock_guard lock(mutex_);
+  if (put) {
+    unsaved_tickets_.erase(ticket.id);
+  } else if (unsaved_tickets_.insert(ticket.id).second) {
     log_error("ticket {}: {}", ticket.id, put.error().message);
   }
 }

@@ -13,6 +13,7 @@ namespace snow {
 namespace {
 
 constexpr int kClockTimeoutMs = 5'000;  // for the agent to set the clock after a pause
+constexpr int64_t kSaveAgainNs = 2'000'000'000;
 
 }  // namespace
 
@@ -74,9 +75,29 @@ void HostImpl::save(const Vm& vm) {
     if (!vms_.contains(vm.id)) return;  // removed meanwhile
     record = vm_to_record(vm);
   }
-  if (auto put = context_.store->put("vm", vm.id, record); !put) {
+  const auto put = context_.store->put("vm", vm.id, record);
+  const std::lock_guard lock(mutex_);
+  if (put) {
+    if (unsaved_vms_.erase(vm.id) != 0) log_info("VM {}: is on record now", vm.name);
+  } else if (unsaved_vms_.insert(vm.id).second) {
     log_error("VM {}: {}", vm.name, put.error().message);
   }
+}
+
+void HostImpl::save_again() {
+  if (monotonic_ns() < save_again_at_ns_) return;
+  save_again_at_ns_ = monotonic_ns() + kSaveAgainNs;
+  std::vector<VmPtr> vms;
+  std::vector<TicketPtr> tickets;
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(unsaved_vms_, [&](const std::string& id) { return !vms_.contains(id); });
+    std::erase_if(unsaved_tickets_, [&](const std::string& id) { return !tickets_.contains(id); });
+    for (const std::string& id : unsaved_vms_) vms.push_back(vms_.at(id));
+    for (const std::string& id : unsaved_tickets_) tickets.push_back(tickets_.at(id));
+  }
+  for (const VmPtr& vm : vms) save(*vm);
+  for (const TicketPtr& ticket : tickets) save(*ticket);
 }
 
 std::string HostImpl::console_path(const Vm& vm) const {
