@@ -129,9 +129,8 @@ void add_devices(Arguments& arguments, const MachineConfig& config, const Launch
   // next image. On a private mapping such a page shows the frozen image's old content when it is
   // used again, not zeros. With page-poison=off a guest that would mind (init_on_free) does not
   // tell.
-  add(arguments,
-      {"-device",
-       virtio(config, "balloon") + ",id=balloon0,free-page-reporting=on,page-poison=off"});
+  add(arguments, {"-device", virtio(config, "balloon") +
+                                 ",id=balloon0,free-page-reporting=on,page-poison=off"});
 }
 
 // Under TCG Linux calibrates its clock against an emulated timer, which fails on a busy host: a

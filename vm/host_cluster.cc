@@ -1,5 +1,6 @@
 // The cluster as people see it: made, joined, its hosts listed, drained, removed; and what this
 // host does when it comes back after it was cut off.
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@ using peer::Message;
 constexpr int kDeliverTimeoutMs = 10'000;
 constexpr int kJoinTimeoutMs = 20'000;
 constexpr int64_t kReconcileEveryNs = 3'000'000'000;
+constexpr uint64_t kCacheReserve = uint64_t{10} << 30;  // or a 20th of the disk, if that is less
 
 std::string own_name() {
   char name[256] = {};
@@ -352,6 +354,19 @@ Result<void> HostImpl::reconcile() {
   return {};
 }
 
+// What was fetched of other hosts' images is given up before it fills the disk; each page of it is
+// still at its origin.
+void HostImpl::make_room_in_cache(Cluster& cluster) {
+  struct statvfs disk {};
+  if (::statvfs(context_.cache_dir().c_str(), &disk) < 0) return;
+  const uint64_t free = uint64_t{disk.f_bavail} * disk.f_frsize;
+  const uint64_t wanted = std::min(uint64_t{disk.f_blocks} * disk.f_frsize / 20, kCacheReserve);
+  if (free >= wanted) return;
+  const uint64_t evicted = cluster.exchange().evict(wanted - free);
+  if (evicted > 0)
+    log_info("disk nearly full: {} MiB of other hosts' images given up", evicted >> 20);
+}
+
 // The ticker's share of the cluster's work; what may wait for the directory is a worker's.
 void HostImpl::tick_cluster() {
   const auto cluster = context_.cluster();
@@ -364,6 +379,7 @@ void HostImpl::tick_cluster() {
   reconciling_ = true;
   workers_->post([this, cluster] {
     give_up_on_gone_hosts();
+    make_room_in_cache(*cluster);
     if (!cluster->may_start()) {
       reconciling_ = false;
       return;

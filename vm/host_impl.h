@@ -247,6 +247,7 @@ class HostImpl : public Host {
   Result<void> reconcile();
   void end_given_up(const VmPtr& vm);
   void tick_cluster();
+  void make_room_in_cache(Cluster& cluster);
 
   // host_thaw.cc
   VmPtr new_clone(const Vm& parent, const Frozen& frozen, unsigned index, unsigned count,
