@@ -47,7 +47,7 @@ struct Options {
   int fill_connections = 4;  // for each image that is filled
   uint64_t fill_bytes_per_second = 0;  // the most for each image; 0: no limit
   int request_timeout_ms = 2000;       // a host that has not answered by then is asked elsewhere
-  bool relay = true;  // offered images: hosts are sent to hosts that have the page
+  bool relay = true;                   // offered images: hosts are sent to hosts that have the page
   MulticastSettings multicast;
 };
 
