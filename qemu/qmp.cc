@@ -53,7 +53,7 @@ class QmpConnection : public Qmp {
   }
 
   // Waits for QEMU's greeting and answers it.
-  Result<void> greet(int64_t deadline_ns, const std::function<bool()>& alive) {
+  Result<void> greet(int timeout_ms, int64_t deadline_ns, const std::function<bool()>& alive) {
     std::unique_lock lock(mutex_);
     while (!greeted_ && !closed_) {
       changed_.wait_for(lock, milliseconds(kAlivePollMs));
@@ -65,7 +65,7 @@ class QmpConnection : public Qmp {
     }
     if (closed_) return died();
     lock.unlock();
-    auto enabled = execute("qmp_capabilities", {}, 10'000);
+    auto enabled = execute("qmp_capabilities", {}, timeout_ms);
     if (!enabled && enabled.error().code == Code::guest_failed) return died();
     SNOW_TRY(std::move(enabled));
     return {};
@@ -283,7 +283,7 @@ Result<std::unique_ptr<Qmp>> Qmp::connect(const std::string& path, int timeout_m
     auto fd = connect_jail_socket(path);
     if (fd) {
       auto connection = std::make_unique<QmpConnection>(*std::move(fd), path);
-      SNOW_TRY(connection->greet(deadline_ns, alive));
+      SNOW_TRY(connection->greet(timeout_ms, deadline_ns, alive));
       return connection;
     }
     if (fd.error().code != Code::unavailable) return tl::unexpected<Error>(std::move(fd).error());

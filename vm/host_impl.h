@@ -113,9 +113,13 @@ class HostImpl : public Host {
     [[nodiscard]] const KeptProcess* find(const nlohmann::json& process) const;
   };
   void restore_vms(const Found& found);
-  // `prepared`: its agent stands prepared for a freeze.
+  // `prepared`: its agent stands prepared for a freeze. `may_wait`: a QEMU that does not answer yet
+  // is waited for later.
   void restore_vm(const VmPtr& vm, const nlohmann::json& record, const Found& found,
-                  bool prepared = false);
+                  bool prepared = false, bool may_wait = false);
+  Result<std::string> reach(const VmPtr& vm, int timeout_ms);  // QEMU's status
+  void take_over(const VmPtr& vm, const std::string& status, bool prepared);
+  void start_waiting_for_silent();
   void end_lost(const VmPtr& vm, const nlohmann::json& process, const Found& found,
                 const std::string& why);
   void restore_tickets();
@@ -413,6 +417,9 @@ class HostImpl : public Host {
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<Settler> settler_;
   std::atomic<bool> stopping_ = false;  // set under mutex_
+  // VMs whose QEMU did not answer at the start; filled before the thread begins, then the thread's.
+  std::vector<VmPtr> silent_;
+  std::thread silent_thread_;
   std::thread ticker_;
 };
 

@@ -107,6 +107,7 @@ Result<void> HostImpl::start() {
   restored_.clear();
   records_.clear();
   grounds_.clear();
+  start_waiting_for_silent();
   if (const auto cluster = context_.cluster()) SNOW_TRY(cluster->listen());
   ticker_ = std::thread([this] { tick(); });
   return {};
@@ -184,6 +185,7 @@ HostImpl::~HostImpl() {
   changed_.notify_all();
   context_.events.close();
   if (ticker_.joinable()) ticker_.join();
+  if (silent_thread_.joinable()) silent_thread_.join();
   const auto cluster = context_.cluster();
   if (cluster) cluster->stop_serving();
   if (context_.outbox) context_.outbox->stop();

@@ -15,6 +15,13 @@
 #include "vm/host_impl.h"
 
 namespace snow {
+namespace {
+
+constexpr int kAnswerMs = 10'000;
+constexpr int kFirstAnswerMs = 1'000;  // of a QEMU that may answer later
+constexpr auto kSilentPause = std::chrono::milliseconds(200);
+
+}  // namespace
 
 Result<void> HostImpl::restore_record() {
   SNOW_ASSIGN(const auto disks, context_.store->list("image_disk"));
@@ -145,7 +152,9 @@ void HostImpl::restore_vms(const Found& found) {
     const auto fork = forks.find(id);
     const bool done = vm->ended_already() || fork == forks.end() ||
                       finish_fork_under_way(vm, fork->second, found);
-    if (done && fork == forks.end() && !vm->ended_already()) restore_vm(vm, records_[id], found);
+    if (done && fork == forks.end() && !vm->ended_already()) {
+      restore_vm(vm, records_[id], found, false, true);
+    }
     if (done && fork != forks.end()) (void)context_.store->remove("fork", id);
     forks.erase(id);
   }
@@ -166,8 +175,45 @@ void HostImpl::end_lost(const VmPtr& vm, const nlohmann::json& process, const Fo
   end_vm(vm, VmState::crashed, {"lost", 0, why});
 }
 
+Result<std::string> HostImpl::reach(const VmPtr& vm, int timeout_ms) {
+  SNOW_TRY(vm->process->connect_control(timeout_ms));
+  SNOW_ASSIGN(const auto status, vm->process->qmp().execute("query-status", {}, timeout_ms));
+  return status.value("status", "");
+}
+
+// The VMs' operations are held from before anybody can ask for one: until their QEMUs answer, all
+// that is asked of them waits.
+void HostImpl::start_waiting_for_silent() {
+  if (silent_.empty()) return;
+  std::promise<void> held;
+  silent_thread_ = std::thread([this, &held] {
+    std::vector<std::unique_lock<std::mutex>> operations;
+    for (const VmPtr& vm : silent_) operations.emplace_back(vm->operation);
+    held.set_value();
+    while (!stopping_ && !silent_.empty()) {
+      for (size_t i = 0; i < silent_.size() && !stopping_;) {
+        const VmPtr vm = silent_[i];
+        const auto status = reach(vm, kFirstAnswerMs);
+        if (!status && vm->process->alive()) {
+          ++i;
+          continue;
+        }
+        if (status) {
+          take_over(vm, *status, false);
+        } else {
+          end_vm(vm, VmState::crashed, {"lost", 0, status.error().message});
+        }
+        operations.erase(operations.begin() + static_cast<ptrdiff_t>(i));
+        silent_.erase(silent_.begin() + static_cast<ptrdiff_t>(i));
+      }
+      std::this_thread::sleep_for(kSilentPause);
+    }
+  });
+  held.get_future().wait();
+}
+
 void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record, const Found& found,
-                          bool prepared) {
+                          bool prepared, bool may_wait) {
   const auto& process_json = record.at("process");
   const auto running = [&]() -> Result<std::string> {
     if (process_json.is_null()) return fail(Code::guest_failed, "it was still being started");
@@ -187,22 +233,34 @@ void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record, const F
       vm->over = restored_[over];
       ground = vm->over->ground();
     }
-    SNOW_ASSIGN(vm->process, QemuProcess::adopt(context_, process_json, vm->config, ground, true));
+    SNOW_ASSIGN(vm->process, QemuProcess::adopt(context_, process_json, vm->config, ground, false));
     note_process(vm->process);
-    SNOW_ASSIGN(const auto status, vm->process->qmp().execute("query-status"));
-    return status.value("status", "");
+    return reach(vm, may_wait ? kFirstAnswerMs : kAnswerMs);
   }();
-  if (!running) {
+  const bool silent =
+      !running && running.error().code == Code::timed_out && vm->process && vm->process->alive();
+  if (!running && !(silent && may_wait)) {
     end_lost(vm, process_json, found, running.error().message);
     return;
   }
   claim_network(*vm);
   vm->room = context_.admission->admit(vm->config.memory_bytes, vm->config.cpus);
-  if (*running == "shutdown" || *running == "internal-error" || *running == "guest-panicked") {
-    end_vm(vm, VmState::crashed, {"crashed", 0, "QEMU is " + *running});
+  if (silent) {
+    // It may hold its own lock and wait for a page that another host has.
+    log_warn("VM {}: its QEMU does not answer yet; what is asked of it waits", vm->name);
+    silent_.push_back(vm);
     return;
   }
-  if (*running == "inmigrate" || *running == "prelaunch") {
+  take_over(vm, *running, prepared);
+}
+
+// `status`: its QEMU's. Operation held.
+void HostImpl::take_over(const VmPtr& vm, const std::string& status, bool prepared) {
+  if (status == "shutdown" || status == "internal-error" || status == "guest-panicked") {
+    end_vm(vm, VmState::crashed, {"crashed", 0, "QEMU is " + status});
+    return;
+  }
+  if (status == "inmigrate" || status == "prelaunch") {
     // A clone that had not begun to run: nobody has seen it.
     end_vm(vm, VmState::crashed, {"lost", 0, "the daemon ended before it ran"});
     return;
@@ -225,7 +283,7 @@ void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record, const F
       if (!done) end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
     });
   } else {
-    vm->state = *running == "running" ? VmState::running : VmState::paused;
+    vm->state = status == "running" ? VmState::running : VmState::paused;
   }
   log_info("VM {}: {}, taken over", vm->name, state_name(vm->state));
   save(*vm);

@@ -16,6 +16,8 @@
 namespace snow {
 namespace {
 
+constexpr int kControlTimeoutMs = 10'000;
+
 constexpr int kStartTimeoutMs = 60'000;
 
 Fd open_pidfd(pid_t pid) { return Fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))); }
@@ -129,11 +131,14 @@ Result<std::shared_ptr<QemuProcess>> QemuProcess::adopt(Context& context,
   process->pid_ = record.at("pid").get<pid_t>();
   process->pidfd_ = open_pidfd(process->pid_);
   context.slots.claim(process->slot_);
-  if (connect) {
-    SNOW_ASSIGN(process->qmp_, Qmp::connect(process->run_path("qmp.sock"), 10'000,
-                                            [pid = process->pid_] { return ::kill(pid, 0) == 0; }));
-  }
+  if (connect) SNOW_TRY(process->connect_control(kControlTimeoutMs));
   return process;
+}
+
+Result<void> QemuProcess::connect_control(int timeout_ms) {
+  SNOW_ASSIGN(qmp_, Qmp::connect(run_path("qmp.sock"), timeout_ms,
+                                 [pid = pid_] { return ::kill(pid, 0) == 0; }));
+  return {};
 }
 
 QemuProcess::~QemuProcess() {

@@ -45,6 +45,9 @@ class QemuProcess {
   static Result<std::shared_ptr<QemuProcess>> adopt(Context& context, const nlohmann::json& record,
                                                     const MachineConfig& config,
                                                     const Ground& ground, bool connect);
+  // To the control socket, of one that was adopted without; not thread-safe against qmp().
+  // Code::timed_out: QEMU is busy (it may wait for a page of its guest's memory); try again.
+  Result<void> connect_control(int timeout_ms);
   ~QemuProcess();
   QemuProcess(const QemuProcess&) = delete;
   QemuProcess& operator=(const QemuProcess&) = delete;
