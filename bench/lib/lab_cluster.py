@@ -37,12 +37,19 @@ class Cluster:
             daemon.exec(name, "/opt/test/pattern", "serve", touched_mib)
         return name
 
-    def fork(self, vm, count=1, place="spread", hosts=None):
-        """One fork with a ticket made before; steps in ms, the clones, the ticket."""
+    def ticket(self, vm, count=1, place="spread", hosts=None):
+        """Room for a fork. From now on the hosts have the VM's kernel and initrd, and keep them."""
         wait_for(lambda: (self.inspect(vm).get("frozen") or {"settled": True})["settled"],
                  f"{vm}: the last fork has settled")
         where = {"hosts": hosts} if hosts else {"place": place}
-        ticket = self.api.call("POST", f"/vms/{vm}/tickets", {"count": count, **where})["ticket"]
+        return self.api.call("POST", f"/vms/{vm}/tickets", {"count": count, **where})["ticket"]
+
+    def give_back(self, ticket):
+        self.api.call("DELETE", f"/tickets/{ticket}")
+
+    def fork(self, vm, count=1, place="spread", hosts=None, ticket=None):
+        """One fork, with a ticket made before if none is given; steps in ms, the clones, the ticket."""
+        ticket = ticket or self.ticket(vm, count, place, hosts)
         start = time.monotonic()
         fork = self.api.call("POST", f"/vms/{vm}/fork", {"ticket": ticket})
         fork["steps"]["request"] = (time.monotonic() - start) * 1000
