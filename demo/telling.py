@@ -58,10 +58,11 @@ class Program:
 
 
 def watch_family(daemon, program, wanted, what):
-    """Waits until so many clones run; the tree as text, and the VMs."""
+    """Waits until so many VMs are there and clones among them run; the tree as text, and the VMs. (A
+    clone that has its answers ends while the next one still hears who it is.)"""
     while program.command.poll() is None:
-        vms = daemon.vms()
-        if sum(vm["state"] == "running" for vm in vms) >= wanted:
+        vms = [vm for vm in daemon.vms() if vm["state"] in ("starting", "running")]
+        if len(vms) >= wanted and any(vm["parent"] and vm["state"] == "running" for vm in vms):
             return daemon.snow("tree"), vms
         time.sleep(0.05)
     raise Failure(f"index.py ended before {what} ran:\n{program.errors}")
