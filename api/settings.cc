@@ -41,6 +41,7 @@ const Key kKeys[] = {
     {"fill_after_seconds", Count{&Settings::fill_after_seconds, 0, 86'400}},
     {"fill_rate_bytes", Size{&Settings::fill_rate_bytes}},
     {"multicast", &Settings::multicast},
+    {"multicast_hosts", Count{&Settings::multicast_hosts, 2, 65535}},
     {"relay", &Settings::relay},
     {"link_rate_bytes", Size{&Settings::link_rate_bytes}},
     {"fault", &Settings::fault},

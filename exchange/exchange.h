@@ -37,6 +37,7 @@ struct MulticastSettings {
   uint64_t bytes_per_second = 50'000'000;  // where the rate begins; it adapts
   uint64_t most_bytes_per_second = 125'000'000;
   int ttl = 1;
+  uint32_t hosts_least = 2;  // that fetch an image: with fewer it is not sent so
   // For tests: may drop, repeat, reorder and change what was received.
   std::function<void(std::vector<std::vector<std::byte>>& packets)> meddle;
 };

@@ -19,6 +19,7 @@ OriginOptions core_options(const Shared& shared, const Descriptor& descriptor) {
   const MulticastSettings& settings = shared.options.multicast;
   options.redirects = shared.options.relay;
   options.multicast.on = descriptor.multicast.has_value();
+  options.multicast.hearing_least = settings.hosts_least;
   options.multicast.rate_start = settings.bytes_per_second;
   options.multicast.rate_most = settings.most_bytes_per_second;
   options.multicast.rate_least = std::min(options.multicast.rate_least, settings.bytes_per_second);

@@ -70,7 +70,7 @@ def fork_from_inside(lab):
 
 
 def main():
-    with Lab(hosts=3) as lab:
+    with Lab(hosts=3, settings={"multicast_hosts": 2}) as lab:
         lab.make_cluster()
         first = lab.hosts[0]
         first.daemon.run_vm("tiny", name="parent")

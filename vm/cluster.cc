@@ -229,6 +229,7 @@ void Cluster::open_exchange() {
       address && context_.settings.multicast && address->ip.find(':') == std::string::npos) {
     options.multicast.enabled = true;
     options.multicast.interface_address = address->ip;
+    options.multicast.hosts_least = context_.settings.multicast_hosts;
     if (context_.settings.link_rate_bytes != 0) {
       options.multicast.bytes_per_second = context_.settings.link_rate_bytes;
     }

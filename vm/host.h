@@ -43,6 +43,7 @@ struct Settings {
   unsigned fill_after_seconds = 30;       // a clone's images are fetched whole from then on
   uint64_t fill_rate_bytes = 50'000'000;  // per second; 0: no limit
   bool multicast = true;                  // where it passes
+  unsigned multicast_hosts = 8;           // fewer that fetch an image pass pages on instead
   bool relay = true;                      // hosts pass on what they have
   uint64_t link_rate_bytes = 0;           // of this host's link, per second; 0: it is found out
   std::string fault;                      // kills on purpose, for tests (vm/fault.h)

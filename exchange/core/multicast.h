@@ -26,6 +26,7 @@ namespace snow::exchange {
 
 struct MulticastOptions {
   bool on = false;
+  uint32_t hearing_least = 2;  // with fewer that hear it nothing is sent
   Nanos duplicate_window = 20 * kMillisecond;
   uint64_t rate_most = 125'000'000;  // bytes per second
   uint64_t rate_least = 2'000'000;

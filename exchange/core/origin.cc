@@ -47,8 +47,8 @@ Origin::Way Origin::way_of(const Fetch& fetch, uint32_t page, Nanos now) const {
       Hosts hosts;
       const bool held = options_.redirects && usable_holders(fetch, page, now, hosts) > 0;
       const bool spare = left_ < distinct_ + distinct_ / kSecondShare + kSecondLeast;
-      if ((!held || spare) && hearing >= size_t{state.askers} + 2 &&
-          multicast_.has_room(fetch.lane)) {
+      if ((!held || spare) && hearing >= options_.multicast.hearing_least &&
+          hearing >= size_t{state.askers} + 2 && multicast_.has_room(fetch.lane)) {
         return Way::coming;
       }
     }
