@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "base/nesting.h"
 #include "cluster/json_text.h"
 
 namespace snow {
@@ -68,7 +69,8 @@ Result<std::vector<std::string>> check_transaction(const Transaction& transactio
     // Bytes that are not UTF-8 must not throw here.
     texts.push_back(put.value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
     // What is written must be readable again, so its shape is held to the same limits.
-    if (texts.back().size() > Directory::kMaxValueBytes || !nesting_within_limit(texts.back())) {
+    if (texts.back().size() > Directory::kMaxValueBytes ||
+        !nested_within(texts.back(), kMaxJsonDepth)) {
       return fail(Code::invalid,
                   "directory: the value of '{}' has {} bytes; at most {}, nested {} deep, are "
                   "allowed",

@@ -7,10 +7,10 @@
 #include <chrono>
 #include <thread>
 
+#include "base/test_folder.h"
 #include "cluster/etcd_directory.h"
 #include "cluster/sqlite_directory.h"
 #include "cluster/test_etcd.h"
-#include "cluster/test_folder.h"
 
 namespace snow {
 namespace {

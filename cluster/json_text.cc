@@ -1,28 +1,11 @@
 #include "cluster/json_text.h"
 
+#include "base/nesting.h"
+
 namespace snow {
 
-bool nesting_within_limit(std::string_view text) {
-  size_t depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kMaxJsonDepth) return false;
-    } else if ((c == ']' || c == '}') && depth > 0) {
-      --depth;
-    }
-  }
-  return true;
-}
-
 Result<nlohmann::json> parse_json(std::string_view text) {
-  if (!nesting_within_limit(text)) {
+  if (!nested_within(text, kMaxJsonDepth)) {
     return fail(Code::corrupt, "nested more than {} deep", kMaxJsonDepth);
   }
   auto value = nlohmann::json::parse(text, nullptr, false);

@@ -14,7 +14,6 @@ namespace snow {
 
 constexpr size_t kMaxJsonDepth = 32;
 
-[[nodiscard]] bool nesting_within_limit(std::string_view text);
 // Code::corrupt: "not JSON" or "nested too deep".
 Result<nlohmann::json> parse_json(std::string_view text);
 

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "base/test_folder.h"
 #include "cluster/clock.h"
 #include "cluster/members.h"
 #include "cluster/sqlite_directory.h"
-#include "cluster/test_folder.h"
 
 namespace snow {
 

@@ -16,8 +16,8 @@
 #include <vector>
 
 #include "base/fd.h"
+#include "base/test_folder.h"
 #include "cluster/etcd_directory.h"
-#include "cluster/test_folder.h"
 
 namespace snow {
 

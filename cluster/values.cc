@@ -1,6 +1,7 @@
 #include "cluster/values.h"
 
 #include "base/names.h"
+#include "base/nesting.h"
 #include "cluster/json_text.h"
 
 namespace snow {
@@ -177,7 +178,7 @@ Result<std::string> check_data(std::string_view what, const json& data) {
   if (!data.is_object()) return fail(Code::invalid, "'{}' is not a JSON object", what);
   std::string text = data.dump(-1, ' ', false, json::error_handler_t::replace);
   // One level less: it becomes a member of a value.
-  if (text.size() > kMaxDataBytes || !nesting_within_limit("[" + text + "]")) {
+  if (text.size() > kMaxDataBytes || !nested_within("[" + text + "]", kMaxJsonDepth)) {
     return fail(Code::invalid, "'{}' has {} bytes; at most {}, nested {} deep, are allowed", what,
                 text.size(), kMaxDataBytes, kMaxJsonDepth - 1);
   }

@@ -43,8 +43,6 @@ Result<std::string> session_of(const std::string& folder) {
   return text;
 }
 
-Resources resources(uint64_t memory, unsigned cpus, unsigned vms) { return {memory, cpus, vms}; }
-
 }  // namespace
 
 Cluster::Cluster(Context& context, ClusterConfig config, std::string qemu, std::string accelerator,
@@ -93,7 +91,7 @@ Result<void> Cluster::open_directory() {
   options.qemu = qemu_;
   options.accelerator = accelerator_;
   const auto& limits = context_.admission->limits();
-  options.capacity = resources(limits.memory_bytes, limits.vcpus, limits.vms);
+  options.capacity = {limits.memory_bytes, limits.vcpus, limits.vms};
   SNOW_ASSIGN(options.session, session_of(folder));
   options.lease_seconds = context_.settings.lease_seconds;
   Membership::Callbacks callbacks;
@@ -115,14 +113,9 @@ Result<void> Cluster::open_peers() {
   peer::Server::Options options;
   options.admission = [this](const std::string& host, const std::string& service) -> Result<void> {
     if (service == "join") return {};
-    for (const HostView& view : membership_->hosts()) {
-      if (view.member.id == host) return {};
-    }
-    // It may have joined since we last looked.
-    (void)membership_->refresh();
-    for (const HostView& view : membership_->hosts()) {
-      if (view.member.id == host) return {};
-    }
+    if (is_member(host)) return {};
+    (void)membership_->refresh();  // it may have joined since we last looked
+    if (is_member(host)) return {};
     return fail(Code::denied, "host {}: not a member of the cluster (any more)", host);
   };
   server_ = std::make_unique<peer::Server>(credentials_, options);
@@ -313,8 +306,7 @@ Result<std::vector<Share>> Cluster::place(const MachineConfig& config, unsigned 
       host.accelerator = view.live->accelerator;
     }
     if (host.id == config_.host) {
-      const auto usage = context_.admission->usage();
-      host.used = resources(usage.memory_bytes, usage.vcpus, usage.vms);
+      host.used = used_here();
     }
     hosts.push_back(std::move(host));
   }
@@ -351,8 +343,6 @@ void Cluster::disclaim_loop() {
     if (stopping_) return;
     const std::vector<std::string> vms(to_disclaim_.begin(), to_disclaim_.end());
     lock.unlock();
-    const auto usage = context_.admission->usage();
-    membership_->update_used(resources(usage.memory_bytes, usage.vcpus, usage.vms));
     const auto released = ownership_->release(vms, config_.host);
     lock.lock();
     if (released) {
@@ -444,8 +434,7 @@ Result<nlohmann::json> Cluster::hosts() {
       host["since"] = rfc3339(static_cast<int64_t>(view.live->since_ms) * 1'000'000);
     }
     if (self) {
-      const auto usage = context_.admission->usage();
-      host["used"] = in_json(resources(usage.memory_bytes, usage.vcpus, usage.vms));
+      host["used"] = in_json(used_here());
     }
     list.push_back(std::move(host));
   }
@@ -473,9 +462,19 @@ Result<void> Cluster::remove_member(const std::string& host) {
   return {};
 }
 
-void Cluster::update_used() {
+Resources Cluster::used_here() const {
   const auto usage = context_.admission->usage();
-  membership_->update_used(resources(usage.memory_bytes, usage.vcpus, usage.vms));
+  return {usage.memory_bytes, usage.vcpus, usage.vms};
+}
+
+bool Cluster::is_member(const std::string& host) const {
+  const auto hosts = membership_->hosts();
+  return std::any_of(hosts.begin(), hosts.end(),
+                     [&](const HostView& view) { return view.member.id == host; });
+}
+
+void Cluster::update_used() {
+  membership_->update_used(used_here());
   keep_addresses();
 }
 

@@ -120,6 +120,8 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   void disclaim_loop();
   Result<peer::Address> address_of(const std::string& host) const;
   void keep_addresses();
+  [[nodiscard]] Resources used_here() const;
+  [[nodiscard]] bool is_member(const std::string& host) const;
   Result<nlohmann::json> admit(const std::string& host, const nlohmann::json& about);
 
   Context& context_;

@@ -5,7 +5,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#include "vm/test_folder.h"
+#include "base/test_folder.h"
 
 namespace snow {
 namespace {

@@ -410,14 +410,15 @@ unsigned HostImpl::kill_elsewhere(const TicketPtr& ticket) {
   std::atomic<unsigned> ended = 0;
   for_each_parallel(list.size(), 16, [&](size_t i) {
     const auto& [host, ids] = list[i];
-    auto answer = cluster ? cluster->call(host, "kill", {{{"vms", ids}}, {}}, kKillTimeoutMs)
-                          : need_cluster().map([](auto&&) { return Message{}; });
-    if (answer) {
-      ended += answer->json.value("count", 0u);
-    } else {
-      owe(host, "kill", {{"vms", ids}});
-      ended += static_cast<unsigned>(ids.size());
+    if (cluster) {
+      const auto answer = cluster->call(host, "kill", {{{"vms", ids}}, {}}, kKillTimeoutMs);
+      if (answer) {
+        ended += answer->json.value("count", 0u);
+        return;
+      }
     }
+    owe(host, "kill", {{"vms", ids}});
+    ended += static_cast<unsigned>(ids.size());
   });
   return ended;
 }

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/process.h"
-#include "vm/test_folder.h"
+#include "base/test_folder.h"
 
 namespace snow {
 namespace {

@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "base/file.h"
-#include "vm/test_folder.h"
+#include "base/test_folder.h"
 
 namespace snow {
 namespace {

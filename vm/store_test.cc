@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "vm/test_folder.h"
+#include "base/test_folder.h"
 
 namespace snow {
 namespace {
