@@ -35,6 +35,17 @@ class Bitmap {
   [[nodiscard]] uint32_t next_clear(uint32_t first, uint32_t end) const {
     return next(first, end, ~uint64_t{0});
   }
+  // How page `first` is, and the end of the pages from it on that are so; at most `end`, which is
+  // beyond `first`. Never empty, even if another thread changes `first` meanwhile: asking next_set
+  // or next_clear from `first` on would look at it twice, and may find it both ways.
+  struct Stretch {
+    bool set = false;
+    uint32_t end = 0;
+  };
+  [[nodiscard]] Stretch stretch(uint32_t first, uint32_t end) const {
+    const bool set = test(first);
+    return {set, set ? next_clear(first + 1, end) : next_set(first + 1, end)};
+  }
   [[nodiscard]] uint64_t load(size_t index) const {
     return std::atomic_ref(words_[index]).load(std::memory_order_acquire);
   }

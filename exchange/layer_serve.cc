@@ -31,13 +31,11 @@ bool LayerState::next_stretch(Run rest, std::span<std::byte> room, Run& part) {
   part = rest;
   const Active active(*this);
   if (!active) return false;
-  const Bitmap& present = cache_->present();
-  const bool here = present.test(rest.first);
-  part.count = (here ? present.next_clear(rest.first, rest.end())
-                     : present.next_set(rest.first, rest.end())) -
-               rest.first;
+  const Bitmap::Stretch stretch = cache_->present().stretch(rest.first, rest.end());
+  part.count = stretch.end - rest.first;
   // Dropped in between: it is not.
-  return here && cache_->read(offset_of(part.first), room.first(size_t{part.count} * kPageBytes));
+  return stretch.set &&
+         cache_->read(offset_of(part.first), room.first(size_t{part.count} * kPageBytes));
 }
 
 void LayerState::serve(const wire::Fetch& fetch, Responder& responder) {
