@@ -13,7 +13,8 @@ namespace snow::exchange {
 namespace {
 
 constexpr uint32_t kMaxBackoff = 64;
-constexpr size_t kLeastToPack = 4 * kPageBytes;  // fewer pages go faster as they are
+constexpr size_t kSampled = 4 * kPageBytes;  // fewer pages are their own sample
+constexpr uint32_t kMaxBackoffSmall = 4;     // where trying costs a few microseconds
 
 constexpr std::array<std::byte, kPageBytes> kZeroPage{};
 
@@ -68,19 +69,22 @@ const wire::PageHash& zero_page_hash() {
 }
 
 wire::Bytes Packer::pack(wire::Bytes raw, wire::Buffer& scratch) {
-  if (raw.size() < kLeastToPack) return raw;
-  if (skip_ > 0) {
-    --skip_;
+  const bool small = raw.size() < kSampled;
+  if (small) skip_ = std::min(skip_, kMaxBackoffSmall);
+  if (raw.empty() || skip_ > 0) {
+    skip_ -= skip_ > 0 ? 1 : 0;
     return raw;
   }
-  // A page from the middle: the first of a run is often a header of something.
-  const wire::Bytes sample = raw.subspan(raw.size() / kPageBytes / 2 * kPageBytes, kPageBytes);
   if (scratch.size() < raw.size()) scratch.resize(raw.size());
-  const size_t enough = raw.size() / 4 * 3;
-  int size = compress(sample, std::span(scratch).first(kPageBytes / 4 * 3));
-  if (size > 0) size = compress(raw, std::span(scratch).first(enough));
+  int size = 1;
+  if (!small) {
+    // A page from the middle: the first of a run is often a header of something.
+    const wire::Bytes sample = raw.subspan(raw.size() / kPageBytes / 2 * kPageBytes, kPageBytes);
+    size = compress(sample, std::span(scratch).first(kPageBytes / 4 * 3));
+  }
+  if (size > 0) size = compress(raw, std::span(scratch).first(raw.size() / 4 * 3));
   if (size <= 0) {
-    backoff_ = std::min(backoff_ * 2 + 1, kMaxBackoff);
+    backoff_ = std::min(backoff_ * 2 + 1, small ? kMaxBackoffSmall : kMaxBackoff);
     skip_ = backoff_;
     return raw;
   }

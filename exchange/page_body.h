@@ -21,7 +21,8 @@ wire::PageHash page_hash(const std::byte* page);
 [[nodiscard]] const wire::PageHash& zero_page_hash();
 
 // Compresses what a connection sends, if that pays: at least a quarter less, by a sample of each
-// run; where samples say no, it looks less and less often. One thread at a time.
+// run of more than a few pages; where it does not pay, it tries less and less often. One thread at
+// a time.
 class Packer {
  public:
   // `raw`: whole pages. The answer lies in `raw` or in `scratch`, and is `raw` unless it pays.

@@ -31,7 +31,7 @@ Result<Responder::Sent> Responder::pages(const wire::Fetch& fetch, Run run, bool
   pages.zeros = squeeze_zeros(room(run.count));
   const uint32_t count = wire::pages_in_body(pages);
   const wire::Bytes raw = room(count);
-  pages.body = fetch.lane == Lane::demand ? raw : packer_.pack(raw, scratch_);
+  pages.body = packer_.pack(raw, scratch_);
   pages.lz4 = pages.body.data() != raw.data();
   SNOW_TRY(send_pages(fetch, pages));
   return Sent{pages.body.size() + wire::kPagesHeadBytes, count};

@@ -146,7 +146,9 @@ QemuProcess::~QemuProcess() {
   qmp_.reset();
   if (context_.leaving) return;
   if (pid_ > 0 && !ended_) {
-    if (auto killed = context_.keeper->kill(pid_); !killed) {
+    auto killed = context_.keeper->kill(pid_);
+    // not_found: it ended this moment, and who was told had the keeper forget it.
+    if (!killed && killed.error().code != Code::not_found) {
       log_warn("QEMU {} ({}): {}", pid_, key_, killed.error().message);
     }
   }
