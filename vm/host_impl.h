@@ -374,6 +374,7 @@ class HostImpl : public Host {
   Result<nlohmann::json> run_snapshot(const RunRequest& request);
   Result<nlohmann::json> write_snapshot(const Vm& vm, const Frozen& frozen,
                                         const std::string& name);
+  Result<void> not_fetched_by_others(const std::string& folder, const std::string& what) const;
 
   Context context_;
   std::mutex mutex_;

@@ -31,6 +31,32 @@ Result<nlohmann::json> HostImpl::image(const std::string& name) {
   return to_json(image);
 }
 
+// A frozen machine that other hosts still fetch has its lowest layer in the folder of a snapshot or
+// image, whether a VM of it is left here or not: without that file the next daemon could not show
+// it. `what` is named in the message. mutex_ is held by the caller.
+Result<void> HostImpl::not_fetched_by_others(const std::string& folder,
+                                             const std::string& what) const {
+  const auto cluster = context_.cluster();
+  std::set<std::string> hosts;
+  for (const auto& [key, frozen] : holders_) {
+    const size_t dot = key.find('.');
+    const bool memory = key.compare(0, dot, frozen->offered().memory) == 0;
+    const auto& file = memory ? frozen->ground().memory : frozen->ground().disk;
+    if (!file || !file->image()) continue;
+    const auto layers = file->image()->layers();
+    if (std::any_of(layers.begin(), layers.end(),
+                    [&](const auto& layer) { return layer->path().starts_with(folder + "/"); })) {
+      const std::string host = key.substr(dot + 1);
+      hosts.insert(cluster ? cluster->name_of(host) : host);
+    }
+  }
+  if (hosts.empty()) return {};
+  return fail(Code::wrong_state,
+              "{}: clones on host {} still fetch its pages from here; `snow vm detach` or end them "
+              "(`snow ps` lists them), then try again",
+              what, fmt::join(hosts, ", "));
+}
+
 Result<void> HostImpl::remove_image(const std::string& name) {
   {
     const std::lock_guard lock(mutex_);
@@ -40,6 +66,7 @@ Result<void> HostImpl::remove_image(const std::string& name) {
                     vm->name);
       }
     }
+    SNOW_TRY(not_fetched_by_others(context_.images->path(name), "image '" + name + "'"));
     if (const auto it = image_disks_.find(name);
         it != image_disks_.end() && !it->second.expired()) {
       return fail(Code::wrong_state,
@@ -237,6 +264,8 @@ Result<void> HostImpl::remove_snapshot(const std::string& name) {
                     vm->name);
       }
     }
+    SNOW_TRY(
+        not_fetched_by_others(context_.snapshot_dir() + "/" + name, "snapshot '" + name + "'"));
     const auto it = snapshots_.find(name);
     if (it != snapshots_.end() && !it->second.expired()) {
       return fail(

@@ -57,10 +57,11 @@ class ImageCatalog {
   Result<StoredImage> find(const std::string& name);
   // Also of a damaged one. Files that a QEMU has open live on until it closes them.
   Result<void> remove(const std::string& name);
+  // The folder of its files.
+  [[nodiscard]] std::string path(const std::string& name) const { return folder_ + "/" + name; }
 
  private:
   explicit ImageCatalog(std::string folder) : folder_(std::move(folder)) {}
-  [[nodiscard]] std::string path(const std::string& name) const { return folder_ + "/" + name; }
 
   const std::string folder_;
   std::mutex mutex_;
