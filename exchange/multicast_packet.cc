@@ -12,16 +12,16 @@
 
 #include "base/file.h"
 #include "exchange/bytes.h"
+#include "exchange/page_body.h"
 
 namespace snow::exchange {
 namespace {
 
 constexpr char kMagic[4] = {'S', 'N', 'M', 'C'};
-constexpr uint8_t kPacketVersion = 1;
+constexpr uint8_t kPacketVersion = 2;
 constexpr uint8_t kAnnouncement = 1;
 constexpr uint8_t kFragment = 2;
 constexpr size_t kMaxSignature = 128;
-constexpr size_t kFragmentHead = 8;
 
 using PacketHead = std::array<std::byte, kPacketHeadBytes>;
 using Bio = std::unique_ptr<BIO, decltype(&BIO_free)>;
@@ -181,7 +181,9 @@ void put_announcement(Put& put, const Announcement& announcement) {
   put.number<uint32_t>(announcement.burst)
       .number<uint32_t>(announcement.run.first)
       .number<uint16_t>(static_cast<uint16_t>(announcement.run.count));
-  for (uint32_t i = 0; i < announcement.run.count; ++i) put.raw(announcement.hashes[i]);
+  for (uint32_t i = 0; i < announcement.run.count; ++i) {
+    put.raw(announcement.hashes[i]).number<uint16_t>(announcement.sizes[i]);
+  }
 }
 
 std::optional<Announcement> take_announcement(Take& take) {
@@ -197,6 +199,8 @@ std::optional<Announcement> take_announcement(Take& take) {
   for (uint32_t i = 0; i < run.count; ++i) {
     const wire::Bytes hash = take.raw(sizeof(wire::PageHash));
     std::copy(hash.begin(), hash.end(), announcement.hashes[i].begin());
+    announcement.sizes[i] = take.number<uint16_t>();
+    if (announcement.sizes[i] > kPageBytes) return std::nullopt;
   }
   const wire::Bytes signature = take.raw(take.number<uint8_t>());
   if (!take.at_end() || signature.size() > kMaxSignature) return std::nullopt;
@@ -209,7 +213,7 @@ std::optional<Announcement> take_announcement(Take& take) {
 void signed_text(const Announcement& announcement, const ImageId& image, uint64_t session,
                  wire::Buffer& out) {
   Put put(out);
-  put.raw(std::as_bytes(std::span("snow burst 1")));
+  put.raw(std::as_bytes(std::span("snow burst 2")));
   put.raw(image).number<uint64_t>(session);
   put_announcement(put, announcement);
 }
@@ -220,6 +224,31 @@ void encode(const Announcement& announcement, wire::Buffer& out) {
   put_announcement(put, announcement);
   put.number<uint8_t>(static_cast<uint8_t>(announcement.signature.size()));
   put.raw(announcement.signature);
+}
+
+void pack_burst(std::span<std::byte> pages, Announcement& announcement) {
+  // A fragment less at least: else it saves little, and costs every receiver the unpacking.
+  thread_local std::array<std::byte, (kFragmentsPerPage - 1) * kFragmentBytes> packed;
+  for (uint32_t i = 0; i < announcement.run.count; ++i) {
+    const auto page = pages.subspan(size_t{i} * kPageBytes, kPageBytes);
+    if (is_zero_page(page.data())) {
+      announcement.hashes[i] = zero_page_hash();
+      announcement.sizes[i] = 0;
+      continue;
+    }
+    announcement.hashes[i] = page_hash(page.data());
+    const size_t size = pack_page(page, packed);
+    announcement.sizes[i] = static_cast<uint16_t>(size > 0 ? size : kPageBytes);
+    std::copy_n(packed.begin(), size, page.begin());
+  }
+}
+
+Fragment fragment_of(const Announcement& announcement, uint16_t page, uint8_t part,
+                     wire::Bytes bodies) {
+  const size_t at = part * kFragmentBytes;
+  return {announcement.burst, page, part,
+          bodies.subspan(page * kPageBytes + at,
+                         std::min(kFragmentBytes, announcement.sizes[page] - at))};
 }
 
 void encode(const Fragment& fragment, wire::Buffer& out) {
@@ -237,13 +266,15 @@ PacketContent parse_packet(wire::Bytes content) {
   const auto kind = take.number<uint8_t>();
   if (kind == kAnnouncement) {
     parsed.announcement = take_announcement(take);
-  } else if (kind == kFragment && content.size() == kFragmentHead + kFragmentBytes) {
+  } else if (kind == kFragment && content.size() > kFragmentHeadBytes) {
     Fragment fragment;
     fragment.part = take.number<uint8_t>();
     fragment.page = take.number<uint16_t>();
     fragment.burst = take.number<uint32_t>();
-    fragment.bytes = content.subspan(kFragmentHead);
-    if (fragment.part < kFragmentsPerPage && fragment.page < kMaxRunPages) {
+    fragment.bytes = content.subspan(kFragmentHeadBytes);
+    if (fragment.page < kMaxRunPages && fragment.part < kFragmentsPerPage &&
+        fragment.bytes.size() <=
+            std::min(kFragmentBytes, kPageBytes - fragment.part * kFragmentBytes)) {
       parsed.fragment = fragment;
     }
   }

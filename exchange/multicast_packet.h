@@ -25,11 +25,13 @@ struct evp_pkey_st;
 
 namespace snow::exchange {
 
-inline constexpr size_t kFragmentBytes = 1024;
-inline constexpr size_t kFragmentsPerPage = kPageBytes / kFragmentBytes;
 inline constexpr size_t kPacketHeadBytes = 24;
 inline constexpr size_t kPacketTagBytes = 16;
 inline constexpr size_t kMaxPacketBytes = 1472;  // one Ethernet frame
+inline constexpr size_t kFragmentHeadBytes = 8;
+inline constexpr size_t kFragmentBytes =
+    kMaxPacketBytes - kPacketHeadBytes - kPacketTagBytes - kFragmentHeadBytes;
+inline constexpr size_t kFragmentsPerPage = (kPageBytes + kFragmentBytes - 1) / kFragmentBytes;
 
 using GroupKey = std::array<std::byte, 16>;
 
@@ -80,6 +82,8 @@ struct Announcement {
   uint32_t burst = 0;
   Run run;  // at most kMaxRunPages
   std::array<wire::PageHash, kMaxRunPages> hashes{};
+  // Of each page's body: kPageBytes, or of the LZ4 block that it is; 0: zeros.
+  std::array<uint16_t, kMaxRunPages> sizes{};
   std::vector<std::byte> signature;
 };
 // What is signed: all of it, the session and the image.
@@ -87,12 +91,22 @@ void signed_text(const Announcement& announcement, const ImageId& image, uint64_
                  wire::Buffer& out);
 void encode(const Announcement& announcement, wire::Buffer& out);
 
+// `pages`: those of announcement.run. Fills in their hashes and sizes; puts LZ4 blocks in the place
+// of pages of which it saves a fragment.
+void pack_burst(std::span<std::byte> pages, Announcement& announcement);
+
 struct Fragment {
   uint32_t burst = 0;
   uint16_t page = 0;  // in the burst
-  uint8_t part = 0;   // of the page
-  wire::Bytes bytes;  // kFragmentBytes
+  uint8_t part = 0;   // of the page's body
+  wire::Bytes bytes;  // kFragmentBytes; of the last part what is left
 };
+inline size_t fragments_of(const Announcement& announcement, uint32_t page) {
+  return (announcement.sizes[page] + kFragmentBytes - 1) / kFragmentBytes;
+}
+// `bodies`: as pack_burst() leaves them.
+Fragment fragment_of(const Announcement& announcement, uint16_t page, uint8_t part,
+                     wire::Bytes bodies);
 void encode(const Fragment& fragment, wire::Buffer& out);
 
 // One of the two; neither: it is not well-formed.

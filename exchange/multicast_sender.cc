@@ -11,7 +11,6 @@
 
 #include "base/file.h"
 #include "base/log.h"
-#include "exchange/page_body.h"
 
 namespace snow::exchange {
 namespace {
@@ -121,10 +120,7 @@ Result<Announcement> MulticastSender::announce(OfferState& offer, Run run) {
   Announcement announcement;
   announcement.burst = ++burst_;
   announcement.run = run;
-  for (uint32_t i = 0; i < run.count; ++i) {
-    const std::byte* const page = room.data() + size_t{i} * kPageBytes;
-    announcement.hashes[i] = is_zero_page(page) ? zero_page_hash() : page_hash(page);
-  }
+  pack_burst(room, announcement);
   signed_text(announcement, offer.descriptor().id, session_, content_);
   SNOW_ASSIGN(announcement.signature, key_.sign(content_));
   return announcement;
@@ -148,12 +144,8 @@ void MulticastSender::send_burst(OfferState& offer, Run run) {
   paced_ = std::max(paced_, monotonic_ns());
   for (uint16_t page = 0; page < run.count; ++page) {
     if (page == run.count / 2 && run.count >= kAnnounceTwice) add_packet(sealer, announced_);
-    if (announcement->hashes[page] == zero_page_hash()) continue;
-    for (uint8_t part = 0; part < kFragmentsPerPage; ++part) {
-      const size_t at = size_t{page} * kPageBytes + part * kFragmentBytes;
-      encode(Fragment{announcement->burst, page, part,
-                      wire::Bytes(pages_).subspan(at, kFragmentBytes)},
-             content_);
+    for (uint8_t part = 0; part < fragments_of(*announcement, page); ++part) {
+      encode(fragment_of(*announcement, page, part, pages_), content_);
       if (batched_ == kBatch) flush(offer);
       add_packet(sealer, content_);
     }

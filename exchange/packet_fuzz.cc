@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!again.empty() && !std::equal(again.begin(), again.end(), input.begin(), input.end())) {
     std::abort();
   }
-  if (size > 0 && size < 1400) {
+  if (size > 0 && size <= kMaxPacketBytes - kPacketHeadBytes - kPacketTagBytes) {
     wire::Buffer packet;
     sealer.seal({size, ++counter}, input, packet);
     reassembly.add(packet);

@@ -24,6 +24,14 @@ int compress(wire::Bytes raw, std::span<std::byte> into) {
                               static_cast<int>(into.size()));
 }
 
+// Whether `packed` is the block of exactly as many bytes.
+bool decompress(wire::Bytes packed, std::span<std::byte> into) {
+  const int size = LZ4_decompress_safe(
+      reinterpret_cast<const char*>(packed.data()), reinterpret_cast<char*>(into.data()),
+      static_cast<int>(packed.size()), static_cast<int>(into.size()));
+  return size >= 0 && static_cast<size_t>(size) == into.size();
+}
+
 }  // namespace
 
 bool is_zero_page(const std::byte* page) {
@@ -92,14 +100,19 @@ wire::Bytes Packer::pack(wire::Bytes raw, wire::Buffer& scratch) {
   return wire::Bytes(scratch).first(static_cast<size_t>(size));
 }
 
+size_t pack_page(wire::Bytes page, std::span<std::byte> packed) {
+  return static_cast<size_t>(std::max(compress(page, packed), 0));
+}
+
+bool unpack_page(wire::Bytes packed, std::span<std::byte> page) {
+  return decompress(packed, page.first(kPageBytes));
+}
+
 Result<wire::Bytes> unpack(const wire::Pages& pages, wire::Buffer& scratch) {
   if (!pages.lz4) return pages.body;
   const size_t raw = size_t{wire::pages_in_body(pages)} * kPageBytes;
   if (scratch.size() < raw) scratch.resize(raw);
-  const int size = LZ4_decompress_safe(reinterpret_cast<const char*>(pages.body.data()),
-                                       reinterpret_cast<char*>(scratch.data()),
-                                       static_cast<int>(pages.body.size()), static_cast<int>(raw));
-  if (size < 0 || static_cast<size_t>(size) != raw) {
+  if (!decompress(pages.body, std::span(scratch).first(raw))) {
     return fail(Code::corrupt, "PAGES: the body cannot be unpacked");
   }
   return wire::Bytes(scratch).first(raw);

@@ -33,6 +33,11 @@ class Packer {
   uint32_t backoff_ = 0;  // how many, after the next sample that says no
 };
 
+// One page as an LZ4 block of at most packed.size() bytes; its size, 0 if it is longer.
+size_t pack_page(wire::Bytes page, std::span<std::byte> packed);
+// False: it is not the block of a page.
+bool unpack_page(wire::Bytes packed, std::span<std::byte> page);
+
 // The pages of a parsed answer that are not zeros, one after the other: in its body or in
 // `scratch`. Code::corrupt.
 Result<wire::Bytes> unpack(const wire::Pages& pages, wire::Buffer& scratch);

@@ -47,6 +47,7 @@ void Reassembly::announce(const PacketNumber& number, const Announcement& announ
   burst->announced = true;
   burst->run = run;
   burst->hashes = announcement.hashes;
+  burst->sizes = announcement.sizes;
   for (uint32_t i = 0; i < run.count; ++i) check(*burst, i);
 }
 
@@ -54,9 +55,10 @@ void Reassembly::add(const PacketNumber& number, const Fragment& fragment) {
   Burst* const burst = find(number.session, fragment.burst);
   if (burst->announced && fragment.page >= burst->run.count) return;
   if ((burst->done >> fragment.page & 1) != 0) return;
-  const size_t at = fragment.page * kFragmentsPerPage + fragment.part;
-  std::memcpy(burst->bytes.data() + at * kFragmentBytes, fragment.bytes.data(), kFragmentBytes);
-  burst->fragments.set(at);
+  std::copy(fragment.bytes.begin(), fragment.bytes.end(),
+            burst->bytes.begin() + static_cast<ptrdiff_t>(fragment.page * kPageBytes +
+                                                          fragment.part * kFragmentBytes));
+  burst->fragments.set(fragment.page * kFragmentsPerPage + fragment.part);
   if (burst->announced) check(*burst, fragment.page);
 }
 
@@ -69,10 +71,10 @@ void Reassembly::check(Burst& burst, uint32_t page) {
     burst.zeros |= bit;
     return;
   }
-  for (size_t part = 0; part < kFragmentsPerPage; ++part) {
-    if (!burst.fragments.test(page * kFragmentsPerPage + part)) return;
+  for (size_t at = 0; at < std::max<size_t>(burst.sizes[page], 1); at += kFragmentBytes) {
+    if (!burst.fragments.test(page * kFragmentsPerPage + at / kFragmentBytes)) return;
   }
-  if (page_hash(burst.bytes.data() + size_t{page} * kPageBytes) != burst.hashes[page]) {
+  if (!unpack(burst, page)) {
     // Some holder of the key made some of them up: begun anew, for the true ones may yet come.
     for (size_t part = 0; part < kFragmentsPerPage; ++part) {
       burst.fragments.reset(page * kFragmentsPerPage + part);
@@ -81,6 +83,19 @@ void Reassembly::check(Burst& burst, uint32_t page) {
   }
   burst.done |= bit;
   burst.ready |= bit;
+}
+
+// The page in the place of its body, if it is the one that was announced.
+bool Reassembly::unpack(Burst& burst, uint32_t page) {
+  const std::span body(burst.bytes.data() + size_t{page} * kPageBytes, kPageBytes);
+  const size_t size = burst.sizes[page];
+  if (size == kPageBytes) return page_hash(body.data()) == burst.hashes[page];
+  page_.resize(kPageBytes);
+  if (!unpack_page(body.first(size), page_) || page_hash(page_.data()) != burst.hashes[page]) {
+    return false;
+  }
+  std::copy(page_.begin(), page_.end(), body.begin());
+  return true;
 }
 
 void Reassembly::count(const PacketNumber& number) {

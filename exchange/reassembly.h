@@ -43,16 +43,18 @@ class Reassembly {
     bool announced = false;
     Run run;
     std::array<wire::PageHash, kMaxRunPages> hashes{};
+    std::array<uint16_t, kMaxRunPages> sizes{};
     std::bitset<kMaxRunPages * kFragmentsPerPage> fragments;
     uint64_t ready = 0, done = 0;  // bit i: page run.first + i
     uint64_t zeros = 0;
-    std::vector<std::byte> bytes;
+    std::vector<std::byte> bytes;  // of each page its body; if it is done, itself
   };
 
   Burst* find(uint64_t session, uint32_t number);
   void announce(const PacketNumber& number, const Announcement& announcement);
   void add(const PacketNumber& number, const Fragment& fragment);
   void check(Burst& burst, uint32_t page);
+  bool unpack(Burst& burst, uint32_t page);
   void count(const PacketNumber& number);
   template <class Visit>
   void take_ready(Burst& burst, Visit& visit) {
@@ -83,7 +85,7 @@ class Reassembly {
   const uint32_t pages_;
   const SigningKey origin_;
   std::deque<std::unique_ptr<Burst>> bursts_;
-  wire::Buffer content_, text_;
+  wire::Buffer content_, text_, page_;
   PacketCounts counts_;
   uint64_t session_ = 0;  // the newest; counters are its
   uint32_t highest_ = 0;

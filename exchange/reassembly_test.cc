@@ -22,6 +22,10 @@ class ReassemblyTest : public testing::Test {
   ReassemblyTest() : data_(some_bytes(64 * kPageBytes, 1)) {
     group_.key.fill(std::byte{5});
     std::fill_n(data_.begin() + 3 * kPageBytes, 2 * kPageBytes, std::byte{});
+    // Two, one and three fragments (the last as it is).
+    std::fill_n(data_.begin() + 7 * kPageBytes, kPageBytes / 2, std::byte{1});
+    std::fill_n(data_.begin() + 8 * kPageBytes, kPageBytes - 100, std::byte{2});
+    std::fill_n(data_.begin() + 9 * kPageBytes, kPageBytes / 5, std::byte{3});
   }
 
   Reassembly receiver() {
@@ -32,9 +36,8 @@ class ReassemblyTest : public testing::Test {
     Announcement announcement;
     announcement.burst = number;
     announcement.run = run;
-    for (uint32_t i = 0; i < run.count; ++i) {
-      announcement.hashes[i] = page_hash(data_.data() + i * kPageBytes);
-    }
+    Bytes bodies = data_;
+    pack_burst(bodies, announcement);
     wire::Buffer content;
     signed_text(announcement, image_, 77, content);
     announcement.signature = signer.sign(content).value();
@@ -44,12 +47,8 @@ class ReassemblyTest : public testing::Test {
     encode(announcement, content);
     add();
     for (uint16_t page = 0; page < run.count; ++page) {
-      if (announcement.hashes[page] == zero_page_hash()) continue;
-      for (uint8_t part = 0; part < kFragmentsPerPage; ++part) {
-        encode(Fragment{number, page, part,
-                        std::span(data_).subspan(page * kPageBytes + part * kFragmentBytes,
-                                                 kFragmentBytes)},
-               content);
+      for (uint8_t part = 0; part < fragments_of(announcement, page); ++part) {
+        encode(fragment_of(announcement, page, part, bodies), content);
         add();
       }
     }
@@ -120,7 +119,7 @@ TEST_F(ReassemblyTest, FragmentsThatAHolderOfTheKeyMadeUpAreNot) {
   wire::Buffer content, packet;
   for (uint16_t page = 0; page < 16; ++page) {
     const wire::Buffer wrong(kFragmentBytes, std::byte{0x66});
-    encode(Fragment{1, page, 1, wrong}, content);
+    encode(Fragment{1, page, 0, wrong}, content);
     sealer.seal({77, 5000u + page}, content, packet);
     reassembly.add(packet);
   }

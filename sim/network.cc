@@ -6,7 +6,7 @@ namespace snow::sim {
 namespace {
 
 constexpr double kPacketBytes = 1448;
-constexpr uint32_t kFragmentsPerPage = 4;
+constexpr uint32_t kFragmentsPerPage = 3;
 constexpr double kBufferBytes = 512 * 1024;  // of a switch, for one receiver
 constexpr Nanos kRetransmitTimeout = 200 * exchange::kMillisecond;
 

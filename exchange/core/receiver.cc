@@ -209,6 +209,7 @@ void Receiver::zeros(Run run, Nanos now, Actions& out) {
 
 void Receiver::unasked(Run run, Nanos now, Actions& out) {
   run = overlap(run, {0, present_.size()});
+  learn_patience(run);
   const uint32_t before = present_.count();
   arrived(run, now, out);
   counters_.pages_unasked += present_.count() - before;

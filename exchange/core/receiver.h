@@ -219,6 +219,7 @@ class Receiver {
     HostNumber host = kNoHost;
     bool no_redirect = false;
     bool again = false;
+    bool missed = false;      // it was said to be coming, and had not come in time
     bool no_wait = false;     // for the candidates
     bool for_origin = false;  // state later: goes on as soon as the origin answers
     bool sampled = false;     // its latency was taken
@@ -264,6 +265,7 @@ class Receiver {
   // Takes the open pages of `run` off a transfer, to treat them differently; false: there are none.
   bool split(AskId ask, Run run, Transfer& part);
   void sample(Transfer& transfer, Nanos now);
+  void learn_patience(Run run);
 
   // receiver_sources.cc
   Ask send(Transfer transfer, Nanos now);  // enters it and tells what to send
@@ -302,6 +304,7 @@ class Receiver {
   Latency ask_latency_{512};   // of demands' asks that brought pages: for hedging
   Latency bulk_latency_{512};  // likewise of bulk: for deadlines
   Latency demand_latency_;
+  double patience_ = 1;  // so many times what it is told bulk waits for a multicast
   Nanos hedge_delay_, demand_timeout_, bulk_timeout_;  // by learn()
   Nanos origin_success_ = INT64_MIN;
   Nanos origin_retry_ = INT64_MIN;  // do not ask it earlier

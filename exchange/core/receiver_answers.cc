@@ -6,6 +6,9 @@ namespace snow::exchange {
 namespace {
 
 constexpr uint32_t kWindowStep = 8;  // pages, for each answer in time
+constexpr double kPatienceUp = 1.25;
+constexpr double kPatienceDown = 0.995;  // two in a hundred come late
+constexpr double kPatienceMost = 32;
 
 }  // namespace
 
@@ -93,11 +96,25 @@ void Receiver::coming(AskId ask, Run run, Nanos wait, Nanos now, Actions& out) {
   origin_answered(now, out);
   part.id = ++last_id_;
   part.state = Transfer::State::coming;
+  if (part.lane != Lane::demand) wait = static_cast<Nanos>(static_cast<double>(wait) * patience_);
   part.until = now + std::clamp<Nanos>(wait, kMillisecond, kSecond);
   transfers_.push_back(part);
   for (Demand& demand : demands_) {  // then it is asked again anyway
     if (!demand.watch && overlap(demand.run, run).count > 0) {
       demand.hedge_at = std::max(demand.hedge_at, part.until + hedge_delay_);
+    }
+  }
+}
+
+// A multicast that comes when it was asked for again has left the origin twice. The origin knows
+// how long its queue is, not how busy the network and this host are.
+void Receiver::learn_patience(Run run) {
+  for (const Transfer& transfer : transfers_) {
+    if (transfer.lane == Lane::demand || overlap(transfer.run, run).count == 0) continue;
+    if (transfer.state == Transfer::State::coming) {
+      patience_ = std::max(patience_ * kPatienceDown, 1.0);
+    } else if (transfer.missed) {
+      patience_ = std::min(patience_ * kPatienceUp, kPatienceMost);
     }
   }
 }

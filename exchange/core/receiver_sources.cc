@@ -254,6 +254,7 @@ void Receiver::expire(Nanos now, Actions& out) {
         remove(transfers_[i]);
         ++counters_.coming_missed;
         part.again = true;
+        part.missed = true;
         part.candidates = 0;
         part.failures = 0;
         for_each_run(part.open, part.run.first, [&](Run piece) {

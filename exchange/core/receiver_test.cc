@@ -302,6 +302,22 @@ TEST_F(ReceiverTest, what_comes_unasked_wakes_who_waits) {
   EXPECT_EQ(receiver.counters().pages_unasked, 200u);
 }
 
+TEST_F(ReceiverTest, bulk_waits_longer_for_multicasts_where_they_come_late) {
+  receiver.set_hot({0, 128});
+  tick_at(now);
+  const std::vector<Ask> asks = out.asks;
+  ASSERT_THAT(asks, SizeIs(2));
+  const auto time_until_late = [&](const Ask& ask) {
+    out.clear();
+    receiver.coming(ask.id, ask.run, 10 * kMillisecond, now, out);
+    const Nanos waited = until_asked();
+    receiver.unasked(ask.run, now, out);
+    return waited;
+  };
+  EXPECT_EQ(time_until_late(asks[0]), 10 * kMillisecond);
+  EXPECT_GT(time_until_late(asks[1]), 12 * kMillisecond);
+}
+
 TEST_F(ReceiverTest, what_an_answer_left_out_is_asked_again) {
   const Want wanted = want(10, 4);
   pages(wanted.ask.id, 10, 2);
