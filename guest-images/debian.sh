@@ -22,9 +22,12 @@ fi
 cp -a "$TMPDIR/guest-root/." "$root/"
 chroot "$root" ldconfig
 
+# The image's own systemctl: the host may have none.
+services() { chroot "$root" env SYSTEMD_OFFLINE=1 systemctl "$@"; }
+
 # What a VM that lives for minutes does not need costs its boot time.
-systemctl --root="$root" set-default multi-user.target
-systemctl --root="$root" mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+services set-default multi-user.target
+services mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
   e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-tmpfiles-clean.timer \
   systemd-pstore.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
   systemd-networkd-wait-online.service systemd-timesyncd.service systemd-rfkill.service \
@@ -35,9 +38,9 @@ systemctl --root="$root" mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-ba
   keyboard-setup.service systemd-network-generator.service systemd-binfmt.service \
   modprobe@dm_mod.service modprobe@loop.service modprobe@efi_pstore.service \
   systemd-modules-load.service systemd-logind.service systemd-remount-fs.service
-systemctl --root="$root" enable acpid.service serial-getty@ttyS0.service
+services enable acpid.service serial-getty@ttyS0.service
 [ ! -f "$root/lib/systemd/system/snow-agent.service" ] ||
-  systemctl --root="$root" enable snow-agent.service
+  services enable snow-agent.service
 
 ln "$IMAGES/debian-base/kernel" kernel
 ln "$IMAGES/debian-base/initrd" initrd
