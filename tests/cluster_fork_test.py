@@ -60,10 +60,24 @@ def forks_again(lab, clones, places):
     verify(lab.hosts[1], [there, grandchild])
 
 
+def others_know_what_a_host_keeps(lab, ticket):
+    """In the directory: for who asks when that host is gone."""
+    def keeps():
+        return lab.hosts[2].snow_json("host", "show", "h0")["keeps"]
+    ids = {host["name"]: host["id"] for host in lab.hosts[2].snow_json("host", "ls")}
+    wait_for(lambda: ticket in keeps()["ticket"], "the ticket is known")
+    expect_equal(keeps()["ticket"][ticket]["clones"], dict.fromkeys(ids.values(), 2), "clones by host")
+    expect_equal(sorted(keeps()["image"]), ["tiny"], "imported images")
+    wait_for(lambda: {holder for image in keeps()["frozen"].values() for holder in image["holders"]}
+             == {ids["h1"], ids["h2"]}, "who fetches the frozen machine is known")
+    return keeps
+
+
 def ends_are_told(lab, clones):
     """The host's join and kill, over all hosts."""
     first = lab.hosts[0]
     ticket = first.daemon.inspect(clones[0])["ticket"]
+    keeps = others_know_what_a_host_keeps(lab, ticket)
     for clone in clones[:4]:
         lab.hosts[1].snow("kill", clone)
     first.snow("ticket", "kill", ticket)
@@ -72,8 +86,7 @@ def ends_are_told(lab, clones):
                  ["killed"] * 6, "ends of the clones")
     wait_for(lambda: not [vm for host in lab.hosts for vm in host.snow_json("ps", "-a")
                           if vm["name"] in clones], "the joined clones are forgotten everywhere")
-
-
+    wait_for(lambda: ticket not in keeps()["ticket"], "the ticket is known no more")
 
 
 def forks_from_inside(lab):
@@ -86,7 +99,8 @@ def forks_from_inside(lab):
 
 
 def main():
-    with Lab(hosts=3) as lab:
+    # Nothing is fetched but what is needed: who has all of it is no holder any more.
+    with Lab(hosts=3, settings={"fill_after_seconds": 3600}) as lab:
         lab.make_cluster()
         clones, places = forks_everywhere(lab)
         forks_again(lab, clones, places)

@@ -77,6 +77,7 @@ Result<void> Cluster::open_directory() {
     SNOW_ASSIGN(directory_, EtcdDirectory::make(options));
   }
   ownership_ = std::make_unique<Ownership>(*directory_);
+  registry_ = std::make_unique<Registry>(*directory_, config_.host);
   if (const auto text = read_file(folder + "/addresses.json")) {
     const auto json = nlohmann::json::parse(*text, nullptr, false);
     if (json.is_object()) {
@@ -455,6 +456,7 @@ Result<void> Cluster::set_drain(const std::string& host, bool drain) {
 
 Result<void> Cluster::remove_member(const std::string& host) {
   SNOW_TRY(snow::remove_member(*directory_, host));
+  SNOW_TRY(forget_kept(*directory_, host));
   SNOW_TRY(membership_->refresh());
   exchange_->forget_host(host);
   pool_->forget(host);

@@ -21,6 +21,7 @@
 #include "cluster/membership.h"
 #include "cluster/ownership.h"
 #include "cluster/placement.h"
+#include "cluster/registry.h"
 #include "exchange/exchange.h"
 #include "peer/calls.h"
 #include "peer/join.h"
@@ -103,6 +104,9 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   [[nodiscard]] nlohmann::json about() const;
   // {"id", "name", "address", "state", ...} of every member.
   Result<nlohmann::json> hosts();
+  // Tells the others what this host keeps. One thread at a time; blocks.
+  Result<void> publish(const Kept& kept) { return registry_->publish(kept); }
+  Result<Kept> kept_by(const std::string& host) { return snow::kept_by(*directory_, host); }
   Result<std::string> find_host(const std::string& name) const;  // its id, by id or name
   Result<void> set_drain(const std::string& host, bool drain);
   Result<void> remove_member(const std::string& host);
@@ -132,6 +136,7 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   std::unique_ptr<Directory> directory_;
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<Ownership> ownership_;
+  std::unique_ptr<Registry> registry_;
   std::shared_ptr<const peer::Credentials> credentials_;
   std::unique_ptr<peer::Pool> pool_;
   peer::Calls calls_;

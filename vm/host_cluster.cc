@@ -225,6 +225,8 @@ Result<nlohmann::json> HostImpl::host(const std::string& name) {
     if (host.at("id") != id) continue;
     auto json = host;
     if (id == cluster->self()) json["exchange"] = cluster->exchange().statistics();
+    json["keeps"] = nullptr;
+    if (auto kept = cluster->kept_by(id)) json["keeps"] = *kept;
     return json;
   }
   return fail(Code::not_found, "host '{}': no such host; `snow host ls` lists them", name);
@@ -354,6 +356,35 @@ Result<void> HostImpl::reconcile() {
   return {};
 }
 
+Kept HostImpl::what_is_kept() {
+  Kept kept;
+  if (const auto images = context_.images->list()) {
+    for (const StoredImage& image : *images) kept["image"][image.name] = {{"bytes", image.bytes}};
+  }
+  const std::string self = context_.cluster()->self();
+  const std::lock_guard lock(mutex_);
+  for (const auto& [key, frozen] : holders_) {
+    const size_t dot = key.find('.');
+    const std::string image = key.substr(0, dot);
+    const bool memory = image == frozen->offered().memory;
+    const auto& file = memory ? frozen->ground().memory : frozen->ground().disk;
+    auto& entry = kept["frozen"][image];
+    entry["of"] = memory ? "memory" : "disk";
+    entry["bytes"] = file->size();
+    entry["holders"].push_back(key.substr(dot + 1));
+  }
+  for (const auto& [id, ticket] : tickets_) {
+    std::map<std::string, unsigned> clones;
+    for (const CloneEnd& clone : ticket->clones) ++clones[clone.host.empty() ? self : clone.host];
+    if (ticket->reservation) {
+      if (ticket->reservation->room.count() > 0) clones[self] = ticket->reservation->room.count();
+      for (const auto& part : ticket->reservation->remote) clones[part->host] += part->vms.size();
+    }
+    kept["ticket"][id] = {{"vm", ticket->owner}, {"forked", ticket->forked}, {"clones", clones}};
+  }
+  return kept;
+}
+
 // What was fetched of other hosts' images is given up before it fills the disk; each page of it is
 // still at its origin.
 void HostImpl::make_room_in_cache(Cluster& cluster) {
@@ -385,6 +416,9 @@ void HostImpl::tick_cluster() {
       return;
     }
     if (auto done = reconcile(); !done) log_warn("VMs of this host: {}", done.error().message);
+    if (auto done = cluster->publish(what_is_kept()); !done) {
+      log_warn("what this host keeps: {}", done.error().message);
+    }
     reconciling_ = false;
   });
 }

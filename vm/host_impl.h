@@ -249,6 +249,7 @@ class HostImpl : public Host {
   Result<void> deliver(const Outbox::Item& item);
   Result<void> enter_cluster(const ClusterConfig& config);
   Result<void> reconcile();
+  Kept what_is_kept();  // for the others, in the directory
   void end_given_up(const VmPtr& vm);
   void tick_cluster();
   void make_room_in_cache(Cluster& cluster);
