@@ -5,6 +5,11 @@
 #   -DSNOW_FUZZ=ON a libFuzzer program; otherwise it is linked with cmake/fuzz_main.cc, which runs
 #   it over NAME_corpus/ and over seeded random inputs as a unit test.
 option(SNOW_FUZZ "build fuzz targets with libFuzzer (needs clang)" OFF)
+if(SNOW_FUZZ)
+  # The libraries too: libFuzzer is led by what an input reaches in them.
+  add_compile_options(-fsanitize=fuzzer-no-link)
+  add_link_options(-fsanitize=fuzzer-no-link)
+endif()
 
 function(snow_library name)
   cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})

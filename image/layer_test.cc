@@ -292,7 +292,11 @@ TEST_F(DeltaLayerTest, ReadersGoOnWhileItSwitches) {
 TEST_F(DeltaLayerTest, ReadsOutsideItsRangesAreABug) {
   const auto layer = make(folder_ / "delta");
   Bytes bytes(2 * kPage);
-  EXPECT_DEATH((void)layer->read(2 * kPage, bytes), "covers");
+  const auto read_outside = [&] {
+    ::signal(SIGABRT, SIG_DFL);  // a sanitizer does not report this abort
+    (void)layer->read(2 * kPage, bytes);
+  };
+  EXPECT_DEATH(read_outside(), "covers");
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 from lab.supervisor import remove_cgroup  # noqa: E402
 
-BUILD = pathlib.Path(os.environ.get("SNOW_BUILD_DIR", ROOT / "build/release"))
+BUILD = ROOT / os.environ.get("SNOW_BUILD_DIR", "build/release")
 IMAGES = ROOT / "build/images"
 SNOWD = BUILD / "api/snowd"
 SNOW = BUILD / "cli/snow"
