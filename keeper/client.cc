@@ -100,15 +100,17 @@ class KeeperClient final : public Keeper {
   }
 
   void on_exit(std::function<void(const KeptProcess&)> callback) override {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     on_exit_ = std::move(callback);
     changed_.notify_all();
+    if (!on_exit_) await_callback(lock);
   }
 
   void on_lost(std::function<void()> callback) override {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     on_lost_ = std::move(callback);
     changed_.notify_all();
+    if (!on_lost_) await_callback(lock);
   }
 
   Result<void> shut_down() override {
@@ -193,6 +195,10 @@ class KeeperClient final : public Keeper {
     changed_.notify_all();
   }
 
+  void await_callback(std::unique_lock<std::mutex>& lock) {
+    changed_.wait(lock, [this] { return !calling_; });
+  }
+
   void call_back() {
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -200,19 +206,19 @@ class KeeperClient final : public Keeper {
       changed_.wait(lock,
                     [&] { return closing_ || (!exits_.empty() && on_exit_) || loss_to_tell(); });
       if (closing_) return;
+      std::function<void()> call;
       if (!exits_.empty() && on_exit_) {
-        const KeptProcess process = std::move(exits_.front());
+        call = [callback = on_exit_, process = std::move(exits_.front())] { callback(process); };
         exits_.pop_front();
-        const auto callback = on_exit_;
-        lock.unlock();
-        callback(process);
-        lock.lock();
-        continue;
+      } else {
+        call = std::exchange(on_lost_, nullptr);
       }
-      const auto callback = std::exchange(on_lost_, nullptr);
+      calling_ = true;
       lock.unlock();
-      callback();
+      call();
       lock.lock();
+      calling_ = false;
+      changed_.notify_all();
     }
   }
 
@@ -224,6 +230,7 @@ class KeeperClient final : public Keeper {
   std::deque<KeptProcess> exits_;
   std::function<void(const KeptProcess&)> on_exit_;
   std::function<void()> on_lost_;
+  bool calling_ = false;  // one of the two, on the thread caller_
   bool lost_ = false;
   bool closing_ = false;
   bool asked_to_end_ = false;

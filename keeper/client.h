@@ -90,11 +90,11 @@ class Keeper {
   virtual Result<void> hold(pid_t pid) = 0;
   virtual Result<void> let_go(pid_t pid) = 0;
 
-  // Called on a thread of this object for each process that ends, and once more to each daemon that
-  // connects for those whose exit nobody has forgotten yet. Set once, before the first spawn; exits
-  // that came earlier wait for it. A callback may call this object, but not destroy it.
+  // Called on a thread of this object for each process that ends, and again to each daemon that
+  // connects for exits that nobody has forgotten yet. Set before the first spawn; exits that came
+  // earlier wait for it. It may call this object, not destroy it. {}: on return none runs any more.
   virtual void on_exit(std::function<void(const KeptProcess&)> callback) = 0;
-  // Called once when the connection to the keeper is lost: all VMs are gone. Not after shut_down().
+  // Called once when the keeper is lost, and with it all VMs; not after shut_down(). {}: as above.
   virtual void on_lost(std::function<void()> callback) = 0;
 
   // The keeper ends itself, killing what it still has; returns when it has ended. For an orderly

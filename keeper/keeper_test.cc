@@ -119,6 +119,26 @@ TEST_F(KeeperLife, ProcessesOutliveTheDaemonAndExitsAreKept) {
   }
 }
 
+// A daemon that stops frees what its callbacks use.
+TEST_F(KeeperLife, NoCallbackRunsAfterItWasTakenBack) {
+  std::atomic<bool> entered = false, returned = false;
+  keeper_->on_exit([&](const KeptProcess&) {
+    entered = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    returned = true;
+  });
+  ASSERT_TRUE(keeper_->spawn(spec("one", {"/usr/bin/true"})));
+  ASSERT_TRUE(eventually([&] { return entered.load(); }));
+  keeper_->on_exit({});
+  EXPECT_TRUE(returned);
+  // The exit of another one waits for who asks next.
+  const auto pid = keeper_->spawn(spec("two", {"/usr/bin/true"}));
+  ASSERT_TRUE(pid);
+  ExitLog exits;
+  exits.watch(*keeper_);
+  EXPECT_EQ(exits.wait(*pid), 0);
+}
+
 TEST_F(KeeperLife, SameIdAndRoleTwiceIsRefusedWhileTheFirstLives) {
   const auto first = keeper_->spawn(sleeper("a"));
   ASSERT_TRUE(first);

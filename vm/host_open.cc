@@ -192,6 +192,11 @@ HostImpl::~HostImpl() {
   given_rooms_.clear();
   if (settler_) settler_.reset();
   if (workers_) workers_->stop();
+  // What ends from now on is the next daemon's to hear of: nobody else looks at the VMs any more.
+  if (context_.keeper) {
+    context_.keeper->on_exit({});
+    context_.keeper->on_lost({});
+  }
   // Nothing runs any more: with no VM and no frozen machine left, nothing has to stay. Otherwise
   // the VMs go on without us, and the next daemon finds them.
   bool idle = true;
