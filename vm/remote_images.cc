@@ -57,11 +57,11 @@ void RemoteImages::State::let_go(const std::string& path, const std::string& ori
                                  const std::string& image) {
   {
     const std::lock_guard lock(mutex);
-    if (leaving) return;
     const auto it = open.find(path);
     // It may have been opened again meanwhile: then it is still needed.
     if (it != open.end() && !it->second.layer.expired()) return;
     open.erase(path);
+    if (leaving) return;
   }
   release(origin, image);
 }
