@@ -17,7 +17,8 @@ namespace {
 
 constexpr size_t kBatch = 16;           // packets in one system call
 constexpr uint32_t kAnnounceTwice = 8;  // pages: a lost announcement of more costs too much
-constexpr int kSendBuffer = 4 << 20;
+// What waits in the interface's queue at most: what that has no room for would be lost for all.
+constexpr int kSendBuffer = 256 << 10;
 constexpr Nanos kLongestSleep = kSecond;
 
 Result<Fd> open_socket(const MulticastSettings& settings) {
