@@ -25,10 +25,17 @@ NO_ROOM, HOST_FAILED = 6, 13
 def fill(host, leave):
     """A file that leaves `leave` bytes of the host's state folder; its path."""
     folder = host.path(host.state_dir)
-    status = os.statvfs(folder)
     path = folder / "filler"
-    with open(path, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave)
+
+    def filled():
+        status = os.statvfs(folder)
+        try:
+            with open(path, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave)
+        except OSError:
+            return False  # the daemon has written something meanwhile
+        return True
+    wait_for(filled, f"a disk with {leave} bytes left")
     return path
 
 
