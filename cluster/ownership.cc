@@ -95,12 +95,30 @@ Result<void> Ownership::forget_lost(const std::vector<std::string>& ids) {
   return remove_where(ids, [](const VmRecord& vm) { return vm.state == VmRecord::State::lost; });
 }
 
+Result<void> Ownership::forget_host(const std::string& host) {
+  SNOW_TRY(check_host_id(host));
+  SNOW_ASSIGN(const auto member, directory_.get(member_key(host)));
+  if (member) {
+    return fail(Code::wrong_state, "host '{}' is a member of the cluster, and owns its VMs", host);
+  }
+  std::vector<Directory::Damaged> damaged;  // somebody else's matter
+  SNOW_ASSIGN(const auto vms, all(&damaged));
+  std::vector<std::string> ids;
+  for (const VmRecord& vm : vms) {
+    if (vm.host == host) ids.push_back(vm.id);
+  }
+  return remove_where(ids, [&](const VmRecord& vm) { return vm.host == host; },
+                      {{member_key(host), Transaction::kAbsent}});
+}
+
 Result<void> Ownership::remove_where(const std::vector<std::string>& ids,
-                                     const std::function<bool(const VmRecord&)>& which) {
+                                     const std::function<bool(const VmRecord&)>& which,
+                                     const std::vector<Transaction::Compare>& conditions) {
   int attempts = 0;
   for (size_t begin = 0; begin < ids.size();) {
     const size_t end = std::min(begin + kRemovesAtOnce, ids.size());
     Transaction transaction;
+    transaction.compares = conditions;
     for (size_t i = begin; i < end; ++i) {
       SNOW_ASSIGN(const auto entry, directory_.get(vm_key(ids[i])));
       if (!entry) continue;

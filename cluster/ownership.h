@@ -28,6 +28,9 @@ class Ownership {
   Result<void> release(const std::vector<std::string>& ids, const std::string& host);
   // The same for VMs that were given up.
   Result<void> forget_lost(const std::vector<std::string>& ids);
+  // The same for all VMs, lost or not, of a host that was removed from the cluster.
+  // Code::wrong_state: it is a member.
+  Result<void> forget_host(const std::string& host);
 
   Result<std::optional<VmRecord>> owner(const std::string& id);
   Result<std::vector<VmRecord>> mine(const std::string& host);  // without the lost ones; by id
@@ -50,7 +53,8 @@ class Ownership {
                           const std::function<void(VmRecord&, Transaction&)>& how,
                           const char* refusal);
   Result<void> remove_where(const std::vector<std::string>& ids,
-                            const std::function<bool(const VmRecord&)>& which);
+                            const std::function<bool(const VmRecord&)>& which,
+                            const std::vector<Transaction::Compare>& conditions = {});
   // Again, if the answer got lost.
   Result<bool> commit(const Transaction& transaction);
 

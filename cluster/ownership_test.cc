@@ -139,6 +139,18 @@ TEST_F(OwnershipTest, OnlyAVmWhoseHostIsGoneCanBeGivenUp) {
   EXPECT_EQ(ownership_.all().value().size(), 0u);
 }
 
+TEST_F(OwnershipTest, AHostThatWasRemovedLeavesNoVms) {
+  must(ownership_.claim(ids(100), kA));
+  must(ownership_.claim({"other"}, kB));
+  EXPECT_EQ(ownership_.forget_host(kA).error().code, Code::wrong_state);  // it is a member
+  EXPECT_EQ(ownership_.mine(kA).value().size(), 100u);
+  must(remove_member(*cluster_.directory, kA));
+  faulty_.lost_answers = 1;
+  EXPECT_TRUE(ownership_.forget_host(kA));
+  EXPECT_EQ(ownership_.all().value().size(), 1u);
+  EXPECT_TRUE(ownership_.forget_host(kA));
+}
+
 TEST_F(OwnershipTest, DamagedRecordsAreNamed) {
   must(ownership_.claim({"x"}, kA));
   cluster_.put("vm/bad", {{"version", 1}, {"host", "nobody"}});

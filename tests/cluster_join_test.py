@@ -3,7 +3,8 @@
 
 Join tokens that are wrong, over or used; `snow cluster init` on what cannot work; the certificate of
 another cluster, protocol versions from the future, a host that was removed. All of it is refused with
-a clear error and its documented exit code, and whoever was refused can go on as before.
+a clear error and its documented exit code, and whoever was refused can go on as before. Of a removed
+host nothing is left with the others, and it can join again, with the VMs that it has.
 """
 # timeout: 300 s
 import json
@@ -21,6 +22,16 @@ EXISTS, INVALID, WRONG_STATE, DENIED, UNAVAILABLE, HOST_FAILED, CORRUPT = 4, 5, 
 NOT_FOUND = 3
 NOBODY = "198.51.100.7"  # no host of the lab has it
 HELLO, ERROR = 1, 2
+RANGE = """
+import base64, json, sys, urllib.request
+url, prefix = sys.argv[1:]
+begin, end = (base64.b64encode(key.encode()).decode()
+              for key in (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)))
+asked = json.dumps({"key": begin, "range_end": end}).encode()
+with urllib.request.urlopen(f"{url}/v3/kv/range", asked) as answer:
+    found = json.load(answer).get("kvs", [])
+print(json.dumps([json.loads(base64.b64decode(one["value"])) for one in found]))
+"""
 
 
 def alone(host):
@@ -190,12 +201,34 @@ def drained(first, second, third):
                  {first.name, second.name, third.name}, "hosts of clones when it is not")
 
 
-def removed(first, second, third):
-    """Nobody talks with a removed host, and it starts nothing."""
+def owners(lab, host):
+    """The ids of the hosts that have VMs on record in etcd."""
+    cluster = json.loads((host.state_dir / "cluster/cluster.json").read_text())["cluster"]
+    records = lab.etcd.run([sys.executable, "-S", "-c", RANGE, lab.etcd.url, f"/snow/{cluster}/vm/"],
+                           spaces=machines.NET).stdout
+    return {one["host"] for one in json.loads(records)}
+
+
+def held(host):
+    """How many images it keeps for others."""
+    return host.snow_json("info")["cluster"]["held"]
+
+
+def removed(lab, first, second, third):
+    """Nobody talks with a removed host or keeps anything for it, and it starts nothing."""
     refused(first, "host", "rm", third.name, code=WRONG_STATE, says="alive")
     refused(first, "host", "rm", "-f", first.name, code=WRONG_STATE, says="this one")
+    third.daemon.run_vm("tiny", name="own")
+    second.daemon.run_vm("tiny", name="elder")
+    forked = second.snow_json("fork", "elder", "-n", 1, "--hosts", third.name)
+    expect(held(second) > 0, "the clone's host holds images")
     gone = identity(third)
+    expect(gone["host"] in owners(lab, first), "VMs on record before it is removed")
     first.snow("host", "rm", "-f", third.name)
+    expect(gone["host"] not in owners(lab, first), "VMs of a removed host on record")
+    (end,) = second.snow_json("join", forked["ticket"])["clones"]
+    expect_equal(end["how"], "lost", "end of a clone on a removed host")
+    wait_for(lambda: held(second) == 0, "nothing is kept for a removed host")
     for host in (first, second):
         names = [one["name"] for one in host.snow_json("host", "ls")]
         expect_equal(sorted(names), [first.name, second.name], f"members as {host.name} sees them")
@@ -203,10 +236,28 @@ def removed(first, second, third):
         expect_equal((answer.get("type"), answer.get("code")), (ERROR, DENIED), f"{answer}")
     wait_for(lambda: third.snow_json("info")["cluster"]["lease_left_ms"] <= 0, "it is fenced")
     refused(third, "run", "-d", "tiny", code=UNAVAILABLE, says="fenced")
+    return forked["clones"][0]["id"]
+
+
+def joined_again(lab, first, third, clone):
+    """As the removed host's log says. Its own VM goes on; the clone, which counts as lost, does not."""
+    third.daemon.stop()
+    shutil.rmtree(third.state_dir / "cluster")
+    third.daemon.start()
+    third.snow(*join(third), stdin=token_of(first))
+    wait_for(lambda: [one["state"] for one in first.snow_json("host", "ls")] == ["alive"] * 3,
+             "all hosts are alive")
+    expect_equal([(vm["host"], vm["state"]) for vm in first.snow_json("ps") if vm["name"] == "own"],
+                 [(third.name, "running")], "the VM of the host that joined again")
+    expect_equal([vm["id"] for vm in first.snow_json("ps") if vm["id"] == clone], [], "lost clones")
+    first.daemon.exec("own", "true")
+    expect_equal(places(first, third.daemon.fork("own", 2, "--hosts", f"{first.name},{third.name}")),
+                 {first.name, third.name}, "hosts of its clones")
+    expect(identity(third)["host"] in owners(lab, first), "its VMs are on record")
 
 
 def main():
-    with Lab(hosts=4) as lab:
+    with Lab(hosts=4, settings={"fill_after_seconds": 3600}) as lab:
         first, second, third, other = lab.hosts
         bad_inits(lab, first)
         bad_joins(lab, first, second)
@@ -216,7 +267,8 @@ def main():
         stolen_files(first, third, other)
         shown(first, [first, second, third])
         drained(first, second, third)
-        removed(first, second, third)
+        clone = removed(lab, first, second, third)
+        joined_again(lab, first, third, clone)
 
 
 if __name__ == "__main__":

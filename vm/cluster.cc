@@ -199,15 +199,19 @@ Result<peer::Address> Cluster::address_of(const std::string& host) const {
 }
 
 void Cluster::keep_addresses() {
-  std::map<std::string, std::string> now;
+  const std::lock_guard lock(addresses_mutex_);
+  auto now = addresses_;
   for (const HostView& view : membership_->hosts()) {
     now[view.member.id] = view.live ? view.live->address : view.member.address;
   }
-  const std::lock_guard lock(addresses_mutex_);
-  if (now.empty() || now == addresses_) return;
-  addresses_ = now;
+  if (now == addresses_) return;
+  addresses_ = std::move(now);
+  write_addresses();
+}
+
+void Cluster::write_addresses() {
   const std::string path = cluster_folder(context_.settings.state_dir) + "/addresses.json";
-  if (auto written = write_file(path, nlohmann::json(now).dump(), 0600); !written) {
+  if (auto written = write_file(path, nlohmann::json(addresses_).dump(), 0600); !written) {
     log_warn("{}", written.error().message);
   }
 }
@@ -384,7 +388,10 @@ Result<Cluster::Owned> Cluster::owned() {
   // A damaged record may be one of ours: to leave it out would end a VM.
   SNOW_ASSIGN(const auto records, ownership_->all());
   Owned owned;
+  std::set<std::string> members = {config_.host};
+  for (const HostView& view : membership_->hosts()) members.insert(view.member.id);
   for (const VmRecord& record : records) {
+    if (!members.contains(record.host)) owned.removed_hosts.insert(record.host);
     if (record.host != config_.host) continue;
     (record.state == VmRecord::State::owned ? owned.ours : owned.given_up).insert(record.id);
   }
@@ -456,12 +463,36 @@ Result<void> Cluster::set_drain(const std::string& host, bool drain) {
 
 Result<void> Cluster::remove_member(const std::string& host) {
   SNOW_TRY(snow::remove_member(*directory_, host));
-  SNOW_TRY(forget_kept(*directory_, host));
-  SNOW_TRY(membership_->refresh());
+  forget_records_of(host);
+  return membership_->refresh();
+}
+
+std::vector<std::string> Cluster::removed_members() const {
+  const auto hosts = membership_->hosts();
+  if (hosts.empty()) return {};  // the directory has not answered yet
+  std::set<std::string> members = {config_.host};
+  for (const HostView& view : hosts) members.insert(view.member.id);
+  std::vector<std::string> removed;
+  const std::lock_guard lock(addresses_mutex_);
+  for (const auto& [host, address] : addresses_) {
+    if (!members.contains(host)) removed.push_back(host);
+  }
+  return removed;
+}
+
+void Cluster::forget_member(const std::string& host) {
   exchange_->forget_host(host);
   pool_->forget(host);
   server_->forget(host);
-  return {};
+  const std::lock_guard lock(addresses_mutex_);
+  if (addresses_.erase(host) > 0) write_addresses();
+}
+
+void Cluster::forget_records_of(const std::string& host) {
+  auto forgotten = ownership_->forget_host(host);
+  if (forgotten) forgotten = forget_kept(*directory_, host);
+  // It has joined by now, or somebody else will do it.
+  if (!forgotten) log_warn("records of a removed host: {}", forgotten.error().message);
 }
 
 Resources Cluster::used_here() const {

@@ -95,6 +95,7 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   // The directory's VMs of this host, and those of them that another host gave up.
   struct Owned {
     std::set<std::string> ours, given_up;
+    std::set<std::string> removed_hosts;  // that still have VMs there
   };
   Result<Owned> owned();
   // VMs that were given up and have ended are on record no longer.
@@ -109,7 +110,15 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   Result<Kept> kept_by(const std::string& host) { return snow::kept_by(*directory_, host); }
   Result<std::string> find_host(const std::string& name) const;  // its id, by id or name
   Result<void> set_drain(const std::string& host, bool drain);
+  // With all that is on record of it.
   Result<void> remove_member(const std::string& host);
+  // Hosts that were members once, as far as this one knows, and are not any more.
+  [[nodiscard]] std::vector<std::string> removed_members() const;
+  // Of a removed member: no connection is left, and nothing that was remembered of it.
+  void forget_member(const std::string& host);
+  // What the directory still has of a removed member: its VMs, what it told that it keeps.
+  // remove_member does it, unless this daemon was killed amid that.
+  void forget_records_of(const std::string& host);
   // On the authority; other hosts ask it. {"token", "expires"}
   Result<nlohmann::json> make_token(unsigned seconds);
 
@@ -124,6 +133,7 @@ class Cluster : public Neighbours, public std::enable_shared_from_this<Cluster> 
   void disclaim_loop();
   Result<peer::Address> address_of(const std::string& host) const;
   void keep_addresses();
+  void write_addresses();  // addresses_mutex_ is held by the caller
   [[nodiscard]] Resources used_here() const;
   [[nodiscard]] bool is_member(const std::string& host) const;
   Result<nlohmann::json> admit(const std::string& host, const nlohmann::json& about);

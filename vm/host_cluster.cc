@@ -252,6 +252,12 @@ Result<void> HostImpl::remove_host(const std::string& name, bool force) {
                 name);
   }
   SNOW_TRY(cluster->remove_member(id));
+  forget_removed(*cluster, id);
+  return {};
+}
+
+// Here or on another host: its clones are lost, and nothing is kept for it.
+void HostImpl::forget_removed(Cluster& cluster, const std::string& id) {
   context_.outbox->forget(id);
   std::vector<std::pair<std::string, std::vector<std::string>>> lost;
   std::vector<std::string> images;
@@ -272,7 +278,7 @@ Result<void> HostImpl::remove_host(const std::string& name, bool force) {
   }
   for (const auto& [ticket, vms] : lost) mark_lost(ticket, vms);
   for (const std::string& image : images) drop_holder(image, id);
-  return {};
+  cluster.forget_member(id);
 }
 
 Result<nlohmann::json> HostImpl::detach(const std::string& name, int timeout_ms) {
@@ -350,6 +356,7 @@ Result<void> HostImpl::reconcile() {
     }
   }
   for (const VmPtr& vm : given_up) end_given_up(vm);
+  for (const std::string& host : owned.removed_hosts) cluster->forget_records_of(host);
   if (!owned.given_up.empty()) SNOW_TRY(cluster->forget_given_up(owned.given_up));
   if (!gone.empty()) cluster->disclaim(gone);
   if (!unclaimed.empty()) return cluster->claim(unclaimed);
@@ -409,6 +416,7 @@ void HostImpl::tick_cluster() {
   reconcile_at_ns_ = monotonic_ns() + kReconcileEveryNs;
   reconciling_ = true;
   workers_->post([this, cluster] {
+    for (const std::string& host : cluster->removed_members()) forget_removed(*cluster, host);
     give_up_on_gone_hosts();
     make_room_in_cache(*cluster);
     if (!cluster->may_start()) {

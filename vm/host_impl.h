@@ -251,6 +251,7 @@ class HostImpl : public Host {
   Result<void> reconcile();
   Kept what_is_kept();  // for the others, in the directory
   void end_given_up(const VmPtr& vm);
+  void forget_removed(Cluster& cluster, const std::string& id);
   void tick_cluster();
   void make_room_in_cache(Cluster& cluster);
 
