@@ -107,12 +107,25 @@ def bad_joins(lab, first, host):
 
 
 def authority_does_not_answer(first, host):
+    """The token that was not used."""
     token = token_of(first)
     first.daemon.stop()
     refused(host, *join(host), stdin=token, code=UNAVAILABLE, says=first.address)
     alone(host)
     first.daemon.start()
-    host.snow(*join(host), stdin=token)  # it was not used
+    return token
+
+
+def directory_does_not_answer(lab, first, host, token):
+    """Not to the new host, but to the authority, which makes it a member."""
+    lab.partition(host, [lab.etcd])
+    refused(host, *join(host), stdin=token, code=UNAVAILABLE, says="has joined")
+    refused(host, *join(host), stdin=token, code=EXISTS, says="already")
+    expect_equal(first.snow_json("host", "show", host.name)["state"], "gone", "without a lease")
+    refused(host, "run", "-d", "tiny", code=UNAVAILABLE, says="fenced")
+    lab.heal(host)
+    wait_for(lambda: first.snow_json("host", "show", host.name)["state"] == "alive",
+             "it goes on by itself")
 
 
 def say_hello(where, to, wanted):
@@ -261,7 +274,8 @@ def main():
         first, second, third, other = lab.hosts
         bad_inits(lab, first)
         bad_joins(lab, first, second)
-        authority_does_not_answer(first, third)
+        token = authority_does_not_answer(first, third)
+        directory_does_not_answer(lab, first, third, token)
         other.snow(*init(other, lab.etcd.url, "other"))
         strangers(first, second, other)
         stolen_files(first, third, other)

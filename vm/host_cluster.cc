@@ -207,7 +207,13 @@ Result<nlohmann::json> HostImpl::join_cluster(const JoinRequest& request) {
     return tl::unexpected<Error>(done.error());
   }
   log_info("cluster {}: joined; this host is {} at {}", config.name, config.host, config.address);
-  return context_.cluster()->hosts();
+  auto members = context_.cluster()->hosts();
+  if (members) return members;
+  return fail(
+      Code::unavailable,
+      "cluster '{}': this host has joined as '{}', but does not reach the directory: {}; it "
+      "starts no VMs until it does, and goes on by itself then (`snow doctor`)",
+      config.name, config.host_name, members.error().message);
 }
 
 Result<nlohmann::json> HostImpl::hosts() {
