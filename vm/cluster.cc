@@ -7,7 +7,6 @@
 #include "base/log.h"
 #include "base/names.h"
 #include "cluster/etcd_directory.h"
-#include "cluster/members.h"
 #include "cluster/sqlite_directory.h"
 #include "peer/authority.h"
 #include "vm/time_text.h"
@@ -134,34 +133,6 @@ Result<void> Cluster::open_peers() {
   return {};
 }
 
-// A host with a good token becomes a member, and is told what the cluster is.
-Result<nlohmann::json> Cluster::admit(const std::string& host, const nlohmann::json& about) {
-  if (config_.etcd.empty()) {
-    return fail(
-        Code::wrong_state,
-        "cluster '{}' has no etcd, so it is one of this host alone; make it anew with `snow "
-        "cluster init --etcd URL`",
-        config_.name);
-  }
-  Member member;
-  member.id = host;
-  member.name = about.at("name");
-  member.address = about.at("address");
-  member.joined_ms = static_cast<uint64_t>(wall_clock_ns() / 1'000'000);
-  SNOW_TRY(check_name("host", member.name));
-  SNOW_TRY(peer::parse_address(member.address));
-  if (auto added = add_member(*directory_, member); !added) {
-    // The same host again, whose answer was lost.
-    SNOW_ASSIGN(const auto members, list_members(*directory_));
-    const bool same = std::any_of(members.begin(), members.end(), [&](const Member& known) {
-      return known.id == host && known.name == member.name;
-    });
-    if (!same) return tl::unexpected<Error>(added.error());
-  }
-  return nlohmann::json{
-      {"cluster", config_.cluster}, {"name", config_.name}, {"etcd", config_.etcd}};
-}
-
 Result<nlohmann::json> Cluster::make_token(unsigned seconds) {
   if (config_.plain) {
     return nlohmann::json{{"token", plain_token(config_)}, {"expires", nullptr}};
@@ -181,39 +152,6 @@ Result<nlohmann::json> Cluster::make_token(unsigned seconds) {
   SNOW_ASSIGN(const std::string token, tokens_->make({address}, seconds));
   return nlohmann::json{{"token", token},
                         {"expires", rfc3339(wall_clock_ns() + int64_t{seconds} * kSecondNs)}};
-}
-
-// Of the directory's last answer; before the first one, of the daemon before this one: VMs may
-// already wait for pages of other hosts while the directory cannot be reached.
-Result<peer::Address> Cluster::address_of(const std::string& host) const {
-  for (const HostView& view : membership_->hosts()) {
-    if (view.member.id != host) continue;
-    return peer::parse_address(view.live ? view.live->address : view.member.address);
-  }
-  const std::lock_guard lock(addresses_mutex_);
-  if (const auto it = addresses_.find(host);
-      it != addresses_.end() && membership_->hosts().empty()) {
-    return peer::parse_address(it->second);
-  }
-  return fail(Code::not_found, "host {}: not a member of the cluster", host);
-}
-
-void Cluster::keep_addresses() {
-  const std::lock_guard lock(addresses_mutex_);
-  auto now = addresses_;
-  for (const HostView& view : membership_->hosts()) {
-    now[view.member.id] = view.live ? view.live->address : view.member.address;
-  }
-  if (now == addresses_) return;
-  addresses_ = std::move(now);
-  write_addresses();
-}
-
-void Cluster::write_addresses() {
-  const std::string path = cluster_folder(context_.settings.state_dir) + "/addresses.json";
-  if (auto written = write_file(path, nlohmann::json(addresses_).dump(), 0600); !written) {
-    log_warn("{}", written.error().message);
-  }
 }
 
 void Cluster::open_exchange() {
@@ -262,21 +200,6 @@ void Cluster::stop_serving() {
 void Cluster::stop() {
   stop_serving();
   if (exchange_) exchange_->stop();
-}
-
-std::vector<std::string> Cluster::live() const {
-  std::vector<std::string> ids;
-  for (const HostView& view : membership_->hosts()) {
-    if (view.live && view.member.id != config_.host) ids.push_back(view.member.id);
-  }
-  return ids;
-}
-
-std::string Cluster::name_of(const std::string& host) const {
-  for (const HostView& view : membership_->hosts()) {
-    if (view.member.id == host) return view.member.name;
-  }
-  return host;
 }
 
 Result<peer::Message> Cluster::call(const std::string& host, std::string_view method,
@@ -373,17 +296,6 @@ Result<void> Cluster::give_up(const std::vector<std::string>& vms) {
   return {};
 }
 
-bool Cluster::gone_for_good(const std::string& host) const {
-  const int64_t length_ns = int64_t{context_.settings.lease_seconds} * kSecondNs;
-  bool known = false;
-  for (const HostView& view : membership_->hosts()) {
-    if (view.member.id != host) continue;
-    known = true;
-    if (!view.live && view.problem.empty() && view.gone_ns > length_ns) return true;
-  }
-  return !known && membership_->seen_ago_ns() < length_ns;  // removed
-}
-
 Result<Cluster::Owned> Cluster::owned() {
   // A damaged record may be one of ours: to leave it out would end a VM.
   SNOW_ASSIGN(const auto records, ownership_->all());
@@ -412,112 +324,14 @@ nlohmann::json Cluster::about() const {
           {"trouble", membership_->trouble()}};
 }
 
-Result<nlohmann::json> Cluster::hosts() {
-  const auto refreshed = membership_->refresh();
-  if (!refreshed && membership_->hosts().empty()) return tl::unexpected<Error>(refreshed.error());
-  const auto in_json = [](const Resources& used) {
-    return nlohmann::json{{"memory", used.memory_bytes}, {"vms", used.vms}, {"vcpus", used.cpus}};
-  };
-  nlohmann::json list = nlohmann::json::array();
-  for (const HostView& view : membership_->hosts()) {
-    const bool self = view.member.id == config_.host;
-    nlohmann::json host = {
-        {"id", view.member.id},
-        {"name", view.member.name},
-        {"address", view.live ? view.live->address : view.member.address},
-        {"self", self},
-        {"drain", view.member.drain},
-        {"state", view.live ? (view.member.drain ? "drained" : "alive") : "gone"},
-        {"since", nullptr},
-        {"capacity", in_json({})},
-        {"used", in_json({})},
-        {"qemu", ""},
-        {"accelerator", ""}};
-    if (self && membership_->fenced()) host["state"] = "fenced";
-    if (view.live) {
-      host["capacity"] = in_json(view.live->capacity);
-      host["used"] = in_json(view.live->used);
-      host["qemu"] = view.live->qemu;
-      host["accelerator"] = view.live->accelerator;
-      host["since"] = rfc3339(static_cast<int64_t>(view.live->since_ms) * 1'000'000);
-    }
-    if (self) {
-      host["used"] = in_json(used_here());
-    }
-    list.push_back(std::move(host));
-  }
-  return list;
-}
-
-Result<std::string> Cluster::find_host(const std::string& name) const {
-  for (const HostView& view : membership_->hosts()) {
-    if (view.member.id == name || view.member.name == name) return view.member.id;
-  }
-  return fail(Code::not_found, "host '{}': no such host; `snow host ls` lists them", name);
-}
-
-Result<void> Cluster::set_drain(const std::string& host, bool drain) {
-  SNOW_TRY(snow::set_drain(*directory_, host, drain));
-  return membership_->refresh();
-}
-
-Result<void> Cluster::remove_member(const std::string& host) {
-  SNOW_TRY(snow::remove_member(*directory_, host));
-  forget_records_of(host);
-  return membership_->refresh();
-}
-
-std::vector<std::string> Cluster::removed_members() const {
-  const auto hosts = membership_->hosts();
-  if (hosts.empty()) return {};  // the directory has not answered yet
-  std::set<std::string> members = {config_.host};
-  for (const HostView& view : hosts) members.insert(view.member.id);
-  std::vector<std::string> removed;
-  const std::lock_guard lock(addresses_mutex_);
-  for (const auto& [host, address] : addresses_) {
-    if (!members.contains(host)) removed.push_back(host);
-  }
-  return removed;
-}
-
-void Cluster::forget_member(const std::string& host) {
-  exchange_->forget_host(host);
-  pool_->forget(host);
-  server_->forget(host);
-  const std::lock_guard lock(addresses_mutex_);
-  if (addresses_.erase(host) > 0) write_addresses();
-}
-
-void Cluster::forget_records_of(const std::string& host) {
-  auto forgotten = ownership_->forget_host(host);
-  if (forgotten) forgotten = forget_kept(*directory_, host);
-  // It has joined by now, or somebody else will do it.
-  if (!forgotten) log_warn("records of a removed host: {}", forgotten.error().message);
-}
-
 Resources Cluster::used_here() const {
   const auto usage = context_.admission->usage();
   return {usage.memory_bytes, usage.vcpus, usage.vms};
 }
 
-bool Cluster::is_member(const std::string& host) const {
-  const auto hosts = membership_->hosts();
-  return std::any_of(hosts.begin(), hosts.end(),
-                     [&](const HostView& view) { return view.member.id == host; });
-}
-
 void Cluster::update_used() {
   membership_->update_used(used_here());
   keep_addresses();
-}
-
-Result<void> Cluster::become_member() {
-  Member member;
-  member.id = config_.host;
-  member.name = config_.host_name;
-  member.address = config_.address;
-  member.joined_ms = static_cast<uint64_t>(wall_clock_ns() / 1'000'000);
-  return add_member(*directory_, member);
 }
 
 }  // namespace snow
