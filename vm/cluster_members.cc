@@ -119,8 +119,11 @@ Result<nlohmann::json> Cluster::hosts() {
 }
 
 Result<std::string> Cluster::find_host(const std::string& name) const {
-  for (const HostView& view : membership_->hosts()) {
-    if (view.member.id == name || view.member.name == name) return view.member.id;
+  for (const bool again : {false, true}) {
+    if (again) SNOW_TRY(membership_->refresh());  // it may have joined since we last looked
+    for (const HostView& view : membership_->hosts()) {
+      if (view.member.id == name || view.member.name == name) return view.member.id;
+    }
   }
   return fail(Code::not_found, "host '{}': no such host; `snow host ls` lists them", name);
 }
