@@ -1,5 +1,6 @@
 // Forks and what belongs to them: the tree, tickets, joins.
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -81,11 +82,15 @@ void set_placing(const Options& options, nlohmann::json& body) {
 }  // namespace
 
 Result<int> tree(const Options& options) {
-  SNOW_ASSIGN(const nlohmann::json vms, Client(options.socket).get("/vms?all=true"));
+  SNOW_ASSIGN(nlohmann::json vms, Client(options.socket).get("/vms?all=true"));
   if (options.format != Format::table) {
     print_vms(options, vms);
     return 0;
   }
+  // Several hosts answer in no order; web.10 comes after web.9.
+  std::stable_sort(vms.begin(), vms.end(), [](const nlohmann::json& a, const nlohmann::json& b) {
+    return strverscmp(cell(a, "name").c_str(), cell(b, "name").c_str()) < 0;
+  });
   std::set<std::string> ids;
   for (const nlohmann::json& vm : vms) ids.insert(cell(vm, "id"));
   Family family;
