@@ -57,6 +57,26 @@ TEST(LinkHello, AnotherVersionIsToldToBothSides) {
   EXPECT_TRUE(link->has_agent());
 }
 
+TEST_F(LinkTest, AGuestThatBootsAgainEndsWhatWasOpen) {
+  const auto hello = [&](const char* boot) {
+    peer_.send(Type::hello, 0, Fields{{"version", "1"}, {"boot_id", boot}});
+    sync();
+  };
+  hello("first");
+  uint32_t number = 0;
+  auto stream = exec(number);
+  hello("first");  // to an ask before
+  EXPECT_FALSE(stream->outcome());
+  EXPECT_EQ(stream->outcome().error().code, Code::wrong_state);
+  hello("second");
+  EXPECT_TRUE(stream->read(kLongMs)->end);
+  EXPECT_EQ(stream->outcome().error().message, "command 'cat': the guest booted again");
+  stream = exec(number);
+  peer_.send(Type::closed, number, Fields{{"code", "ok"}, {"exit", "0"}});
+  EXPECT_TRUE(stream->read(kLongMs)->end);
+  EXPECT_EQ(stream->outcome().value(), 0);
+}
+
 TEST_F(LinkTest, ExecGoesOutAndComesBack) {
   auto stream = link_
                     ->exec({.argv = {"ls", "-l"},

@@ -344,6 +344,7 @@ void LinkSession::end_all(const Error& error) {
   call_bytes_ = 0;
   out_.clear();
   deferred_.clear();
+  fresh_wire_ |= out_sent_ > 0;  // what was sent of a frame is no frame
   out_sent_ = 0;
   queued_bytes_ = 0;
   changed_.notify_all();

@@ -171,6 +171,7 @@ class LinkSession : public std::enable_shared_from_this<LinkSession> {
 
   // The agent, and the freeze.
   bool hello_ = false;
+  std::string boot_;             // what the last hello called it
   std::string complaint_;        // a version that is not ours, in words
   bool logged_refusal_ = false;  // once: a guest shall not fill the host's log
   unsigned asks_ = 0;

@@ -86,6 +86,13 @@ void LinkSession::handle_hello(const Message& message, Due& due) {
     ++dropped_;
     return;
   }
+  // A guest that has booted again knows nothing of what was open. (The boot of a clone is unknown
+  // until it says hello; if it was not asked to, it has just booted.)
+  const std::string_view boot = channel::field(*fields, "boot_id");
+  if (hello_ && (boot_.empty() ? asks_ == 0 : boot != boot_)) {
+    end_all({Code::guest_failed, "the guest booted again"});
+  }
+  boot_ = boot;
   const std::string_view version = channel::field(*fields, "version");
   if (version != std::to_string(channel::kVersion)) {
     complaint_ = fmt::format(

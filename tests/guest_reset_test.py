@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """A guest that resets its machine boots again and is told who it is; a clone that a program in the
-guest waits for has crashed with it."""
+guest waits for has crashed with it. A command that was under way ends."""
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
-from snowtest import Daemon, expect_equal, wait_for  # noqa: E402
+from snowtest import Daemon, expect, expect_equal, wait_for  # noqa: E402
 
 CALLER = "/opt/test/caller"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -22,7 +22,9 @@ def main():
         (clone,) = daemon.fork("a", 1)
         for vm in ("a", clone):
             before = daemon.exec(vm, "cat", BOOT_ID)
-            daemon.shell(vm, "(sleep 0.3; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+            cut = daemon.snow_result("exec", vm, "--", "sh", "-c",
+                                     "echo b >/proc/sysrq-trigger; sleep 1000")
+            expect("the guest booted again" in cut.stderr, f"a command that was cut: {cut}")
 
             def booted():
                 now = daemon.exec(vm, "cat", BOOT_ID, check=False)
