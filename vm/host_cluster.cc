@@ -299,9 +299,8 @@ Result<nlohmann::json> HostImpl::detach(const std::string& name, int timeout_ms)
     if (over) {
       for (const auto& file : {over->ground().memory, over->ground().disk}) {
         if (!file || !file->image()) continue;
-        for (const auto& layer : file->image()->layers()) {
-          if (auto remote = cluster->images().find(layer->path())) layers.push_back(remote);
-        }
+        const auto more = cluster->images().of(*file->image());
+        layers.insert(layers.end(), more.begin(), more.end());
       }
     }
   }

@@ -20,6 +20,15 @@ constexpr int kAnswerMs = 5'000;  // beyond what the guest's agent may take
 constexpr uint64_t kMaxKernelBytes = uint64_t{1} << 30;
 constexpr int kRounds = 3;  // of asking for room, while hosts give less than was thought
 
+std::function<void()> withdrawal(std::weak_ptr<Cluster> cluster,
+                                 std::vector<exchange::ImageId> ids) {
+  return [cluster = std::move(cluster), ids = std::move(ids)] {
+    const auto alive = cluster.lock();
+    if (!alive) return;
+    for (const auto& id : ids) alive->exchange().withdraw(id);
+  };
+}
+
 }  // namespace
 
 std::string sha256_hex(std::string_view content) {
@@ -169,11 +178,7 @@ Result<nlohmann::json> HostImpl::offer(const std::shared_ptr<Frozen>& frozen) {
       offered.disk = exchange::to_text(disk.id);
       ids.push_back(disk.id);
     }
-    offered.withdraw = [weak = std::weak_ptr<Cluster>(cluster), ids] {
-      const auto alive = weak.lock();
-      if (!alive) return;
-      for (const auto& id : ids) alive->exchange().withdraw(id);
-    };
+    offered.withdraw = withdrawal(cluster, std::move(ids));
     SNOW_TRY(frozen->note_offered(std::move(offered)));
   }
   nlohmann::json json = {{"memory", nullptr}, {"disk", nullptr}};
@@ -224,11 +229,7 @@ void HostImpl::restore_offers(Cluster& cluster) {
     };
     again(offered.memory, frozen->ground().memory);
     again(offered.disk, frozen->ground().disk);
-    offered.withdraw = [weak = cluster.weak_from_this(), ids] {
-      const auto alive = weak.lock();
-      if (!alive) return;
-      for (const auto& id : ids) alive->exchange().withdraw(id);
-    };
+    offered.withdraw = withdrawal(cluster.weak_from_this(), std::move(ids));
     (void)frozen->note_offered(std::move(offered));
   }
 }

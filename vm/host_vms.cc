@@ -120,10 +120,8 @@ nlohmann::json HostImpl::placed(const Vm& vm) {
   if (!vm.over) return json;
   for (const auto& file : {vm.over->ground().memory, vm.over->ground().disk}) {
     if (!file || !file->image()) continue;
-    for (const auto& layer : file->image()->layers()) {
-      const auto remote = cluster->images().find(layer->path());
-      if (!remote || !remote->waiting()) continue;
-      json["waiting_for"] = cluster->name_of(remote->waiting_for());
+    for (const auto& layer : cluster->images().of(*file->image())) {
+      if (layer->waiting()) json["waiting_for"] = cluster->name_of(layer->waiting_for());
     }
   }
   return json;
@@ -314,9 +312,8 @@ Result<nlohmann::json> HostImpl::inspect(const std::string& name) {
       entry["latency_p99_us"] = static_cast<double>(statistics->latency_p99_ns) / 1e3;
     }
     if (const auto cluster = context_.cluster()) {
-      for (const auto& layer : file->image()->layers()) {
-        const auto remote = cluster->images().find(layer->path());
-        if (remote) entry["remote"].push_back(remote->statistics());
+      for (const auto& layer : cluster->images().of(*file->image())) {
+        entry["remote"].push_back(layer->statistics());
       }
     }
     json["images"].push_back(entry);

@@ -2,7 +2,6 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <vector>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -103,6 +102,14 @@ std::shared_ptr<exchange::RemoteLayer> RemoteImages::find(const std::string& pat
   const std::lock_guard lock(state_->mutex);
   const auto it = state_->open.find(path);
   return it == state_->open.end() ? nullptr : it->second.remote.lock();
+}
+
+std::vector<std::shared_ptr<exchange::RemoteLayer>> RemoteImages::of(const Image& image) const {
+  std::vector<std::shared_ptr<exchange::RemoteLayer>> layers;
+  for (const auto& layer : image.layers()) {
+    if (auto remote = find(layer->path())) layers.push_back(std::move(remote));
+  }
+  return layers;
 }
 
 void RemoteImages::start_due_fills() {

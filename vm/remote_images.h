@@ -13,9 +13,11 @@
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "exchange/exchange.h"
+#include "image/image.h"
 #include "image/layer.h"
 
 namespace snow {
@@ -41,6 +43,8 @@ class RemoteImages {
 
   // What is shown by an open layer; null: none of ours.
   [[nodiscard]] std::shared_ptr<exchange::RemoteLayer> find(const std::string& path) const;
+  // The layers of the image whose bytes come from other hosts.
+  [[nodiscard]] std::vector<std::shared_ptr<exchange::RemoteLayer>> of(const Image& image) const;
   void start_due_fills();  // called now and then
   // The daemon ends and the VMs go on: what is let go from now on is not released.
   void leave();
