@@ -31,6 +31,7 @@ KEEPER = BUILD / "keeper/snow-keeper"
 START_S = 60
 AGENT_S = 180
 COMMAND_S = 240
+EXIT_NOT_FOUND = 3  # of snow
 
 
 class Failure(AssertionError):
@@ -296,7 +297,9 @@ class Daemon:
 
     def _remove_vms(self):
         for vm in self._own_vms():
-            self.snow("rm", "--force", vm["id"])
+            result = self.snow_result("rm", "--force", vm["id"])
+            if result.returncode not in (0, EXIT_NOT_FOUND):  # it may be going by itself
+                raise CommandFailed(["snow", "rm", vm["id"]], result)
 
     def _end_in_order(self):
         """Removes all VMs, ends the daemon; what is left then, as lines."""
