@@ -98,8 +98,9 @@ Result<Match> find_route(const Call& call) {
     }
     if (!match.name.empty()) SNOW_TRY(check_name("path", match.name));
     for (const auto& [key, value] : call.query) {
-      const bool known = std::any_of(route.query.begin(), route.query.end(),
-                                     [&](const char* one) { return one != nullptr && key == one; });
+      const bool known =
+          std::any_of(route.query.begin(), route.query.end(),
+                      [&key = key](const char* one) { return one != nullptr && key == one; });
       if (!known) {
         return fail(Code::usage, "query '{}': {} {} takes no such parameter", key.substr(0, 80),
                     call.method, call.path);

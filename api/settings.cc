@@ -51,6 +51,8 @@ template <class... Cases>
 struct Either : Cases... {
   using Cases::operator()...;
 };
+template <class... Cases>  // clang 14 does not deduce it by itself
+Either(Cases...)->Either<Cases...>;
 
 }  // namespace
 
