@@ -23,6 +23,7 @@ bool within_run(Run inner, Run outer) {
 
 Result<void> LayerState::take_part(uint8_t type, wire::Bytes payload, const Ask& ask, Waiter* self,
                                    Buffers& buffers, bool& last) {
+  if (ask.host == origin_) origin_lacks_it_ = type == static_cast<uint8_t>(wire::Type::unknown);
   switch (static_cast<wire::Type>(type)) {
     case wire::Type::pages:
       return take_pages(payload, ask, self, buffers, last);

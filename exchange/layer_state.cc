@@ -200,6 +200,7 @@ nlohmann::json LayerState::statistics() const {
           {"pages", cache_->pages()},
           {"pages_present", closed_ ? 0 : cache_->present_pages()},
           {"complete", complete_.load()},
+          {"origin_lacks_it", origin_lacks_it_.load()},
           {"filling", fill_},
           {"disk_full", disk_full_until_ != 0},
           {"pages_not_kept", unkept_pages_},

@@ -190,6 +190,7 @@ class LayerState : public std::enable_shared_from_this<LayerState> {
   std::condition_variable changed_;  // active_, complete_, stopping_, disk full
   std::atomic<bool> complete_ = false;
   std::atomic<bool> listening_ = false;
+  std::atomic<bool> origin_lacks_it_ = false;  // so it said when it last answered
 };
 
 struct LayerState::Buffers {

@@ -44,9 +44,14 @@ def fork_to(lab, *hosts):
     return [by_host[host.name] for host in hosts]
 
 
+def remote_memory(host, vm):
+    return [layer for image in host.daemon.inspect(vm)["images"] if image["kind"] == "memory"
+            for layer in image["remote"]]
+
+
 def lacks_pages(host, vm):
-    layers = [layer for image in host.daemon.inspect(vm)["images"] if image["kind"] == "memory"
-              for layer in image["remote"]]
+    layers = remote_memory(host, vm)
+    expect(not any(layer["origin_lacks_it"] for layer in layers), f"{vm}: {layers}")
     expect(any(not layer["complete"] for layer in layers), f"{vm} has all pages already: {layers}")
 
 
@@ -62,6 +67,7 @@ def origin_killed(lab, pool):
     first.daemon.start()
     verifies.result()
     expect_equal(waits_for(third, clone), None, "after the origin is back")
+    first.daemon.wait_agent("parent")
     verify(first, "parent", clone, other)
     return clone, other
 
@@ -72,10 +78,11 @@ def receiver_killed(lab):
     for _ in range(3):
         second.daemon.kill9()
         second.daemon.start()
-        second.daemon.exec(clone, "true")
+        second.daemon.wait_agent(clone)
     lacks_pages(second, clone)
     verify(first, clone)
     second.daemon.restart()
+    second.daemon.wait_agent(clone)
     verify(second, clone)
 
 
@@ -116,6 +123,8 @@ def power_cut(lab, pool):
              "h0 is back")
     verify(first, whole)
     wait_for(lambda: waits_for(first, partial) == "h0", "what h0 had is gone for good")
+    wait_for(lambda: any(layer["origin_lacks_it"] for layer in remote_memory(third, partial)),
+             "h0 has said so")
     second.snow("kill", partial)
     expect(isinstance(waiting.exception(), CommandFailed), "verify in a killed clone")
 
