@@ -17,6 +17,7 @@ constexpr size_t kBatch = 64;
 constexpr int kBatchesAtOnce = 8;
 constexpr int kReceiveBuffer = 8 << 20;
 constexpr int kLookAroundMs = 500;
+constexpr int kRestMs = 2;  // a burst of which nothing has come for so long ends here
 
 Result<Fd> join_group(const MulticastGroup& group, const std::string& interface) {
   Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -94,37 +95,52 @@ void MulticastReceiver::run() {
     }
     std::vector<pollfd> fds = {{wake_.get(), POLLIN, 0}};
     for (const auto& member : members) fds.push_back({member->fd.get(), POLLIN, 0});
-    if (::poll(fds.data(), fds.size(), kLookAroundMs) <= 0) continue;
+    const bool left = std::any_of(members.begin(), members.end(),
+                                  [](const auto& member) { return member->left; });
+    if (::poll(fds.data(), fds.size(), left ? kRestMs : kLookAroundMs) < 0) continue;
     eventfd_t woken = 0;
     if (fds[0].revents != 0) (void)::eventfd_read(wake_.get(), &woken);
     for (size_t i = 0; i < members.size(); ++i) {
-      if (fds[i + 1].revents != 0) receive(*members[i]);
+      if (fds[i + 1].revents != 0) {
+        receive(*members[i]);
+      } else if (members[i]->left) {
+        if (const auto layer = members[i]->layer.lock()) take(*members[i], *layer, true);
+      }
     }
   }
+}
+
+void MulticastReceiver::take(Member& member, LayerState& layer, bool all) {
+  member.left = member.reassembly.take_ready(
+      all, [&](Run run, uint64_t zeros, wire::Bytes raw) { layer.unasked(run, zeros, raw); });
 }
 
 void MulticastReceiver::receive(Member& member) {
   const auto layer = member.layer.lock();
   if (layer == nullptr) return;
   for (int round = 0; round < kBatchesAtOnce; ++round) {
-    batch_.resize(kBatch);
+    packets_.resize(kBatch);
     std::array<iovec, kBatch> parts{};
     std::array<mmsghdr, kBatch> messages{};
     for (size_t i = 0; i < kBatch; ++i) {
-      batch_[i].resize(kMaxPacketBytes + 1);  // one more: a longer one is none of ours
-      parts[i] = {batch_[i].data(), batch_[i].size()};
+      packets_[i].resize(kMaxPacketBytes + 1);  // one more: a longer one is none of ours
+      parts[i] = {packets_[i].data(), packets_[i].size()};
       messages[i].msg_hdr.msg_iov = &parts[i];
       messages[i].msg_hdr.msg_iovlen = 1;
     }
     const int got = ::recvmmsg(member.fd.get(), messages.data(), kBatch, MSG_DONTWAIT, nullptr);
     if (got <= 0) break;
-    batch_.resize(static_cast<size_t>(got));
-    for (size_t i = 0; i < batch_.size(); ++i) batch_[i].resize(messages[i].msg_len);
-    if (const auto& meddle = shared_->options.multicast.meddle) meddle(batch_);
-    for (const auto& packet : batch_) member.reassembly.add(packet);
-    member.reassembly.take_ready(
-        [&](Run run, uint64_t zeros, wire::Bytes raw) { layer->unasked(run, zeros, raw); });
-    if (static_cast<size_t>(got) < kBatch) break;
+    const auto count = static_cast<size_t>(got);
+    for (size_t i = 0; i < count; ++i) packets_[i].resize(messages[i].msg_len);
+    if (const auto& meddle = shared_->options.multicast.meddle) {
+      packets_.resize(count);
+      meddle(packets_);
+      for (const auto& packet : packets_) member.reassembly.add(packet);
+    } else {
+      for (size_t i = 0; i < count; ++i) member.reassembly.add(packets_[i]);
+    }
+    take(member, *layer, false);
+    if (count < kBatch) break;
   }
   const PacketCounts counts = member.reassembly.take_counts();
   if (counts.got + counts.missed > 0) layer->count_packets(counts.got, counts.missed);

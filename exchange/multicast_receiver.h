@@ -32,16 +32,18 @@ class MulticastReceiver {
     const Fd fd;
     const std::weak_ptr<LayerState> layer;
     Reassembly reassembly;
+    bool left = false;  // pages that wait for the rest of their burst
   };
 
   void run();
   void receive(Member& member);
+  void take(Member& member, LayerState& layer, bool all);
 
   const std::shared_ptr<Shared> shared_;
   const Fd wake_;  // an eventfd: members_ changed, or the end
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Member>> members_;
-  std::vector<std::vector<std::byte>> batch_;  // the thread's own
+  std::vector<std::vector<std::byte>> packets_;  // the thread's own; room for a batch
   std::thread thread_;
 };
 

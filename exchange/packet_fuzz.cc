@@ -32,6 +32,6 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     sealer.seal({size, ++counter}, input, packet);
     reassembly.add(packet);
   }
-  reassembly.take_ready([](Run, uint64_t, wire::Bytes) { std::abort(); });
+  reassembly.take_ready(true, [](Run, uint64_t, wire::Bytes) { std::abort(); });
   return 0;
 }

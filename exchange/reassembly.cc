@@ -1,6 +1,7 @@
 #include "exchange/reassembly.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "exchange/page_body.h"
@@ -14,6 +15,10 @@ void Reassembly::add(wire::Bytes packet) {
   const PacketContent parsed = parse_packet(content_);
   if (parsed.announcement) announce(*number, *parsed.announcement);
   if (parsed.fragment) add(*number, *parsed.fragment);
+}
+
+bool Reassembly::whole(const Burst& burst) {
+  return burst.announced && std::popcount(burst.done) == static_cast<int>(burst.run.count);
 }
 
 Reassembly::Burst* Reassembly::find(uint64_t session, uint32_t number) {

@@ -28,10 +28,21 @@ class Reassembly {
   void add(wire::Bytes packet);
 
   // Pages that have become whole and verified since the last call: `visit(Run, zeros, raw)` for
-  // each stretch; `raw` has those that are not zeros, one after the other.
+  // each stretch; `raw` has those that are not zeros, one after the other. Of a burst that is still
+  // coming only if `all`: a whole burst costs who keeps it little more than one of its pages. True:
+  // some are left for the next call.
   template <class Visit>
-  void take_ready(Visit&& visit) {
-    for (const auto& burst : bursts_) take_ready(*burst, visit);
+  bool take_ready(bool all, Visit&& visit) {
+    bool left = false;
+    for (const auto& burst : bursts_) {
+      const bool coming = burst == bursts_.back() && !whole(*burst);
+      if (all || !coming) {
+        take_ready(*burst, visit);
+      } else {
+        left = burst->ready != 0;
+      }
+    }
+    return left;
   }
   // Since the last call. Packets that come late are not missed.
   PacketCounts take_counts();
@@ -50,6 +61,7 @@ class Reassembly {
     std::vector<std::byte> bytes;  // of each page its body; if it is done, itself
   };
 
+  static bool whole(const Burst& burst);
   Burst* find(uint64_t session, uint32_t number);
   void announce(const PacketNumber& number, const Announcement& announcement);
   void add(const PacketNumber& number, const Fragment& fragment);

@@ -55,9 +55,9 @@ class ReassemblyTest : public testing::Test {
     return packets;
   }
   // How many pages came, each checked.
-  size_t take(Reassembly& reassembly, uint32_t first) {
+  size_t take(Reassembly& reassembly, uint32_t first, bool all = true) {
     size_t pages = 0;
-    reassembly.take_ready([&](Run run, uint64_t zeros, wire::Bytes raw) {
+    reassembly.take_ready(all, [&](Run run, uint64_t zeros, wire::Bytes raw) {
       visit_stretches(run, zeros, raw, [&](Run part, wire::Bytes bytes) {
         pages += part.count;
         const std::byte* expected = data_.data() + (part.first - first) * kPageBytes;
@@ -102,6 +102,21 @@ TEST_F(ReassemblyTest, AMissingFragmentCostsItsPageOnly) {
   const PacketCounts counts = reassembly.take_counts();
   EXPECT_EQ(counts.missed, 1u);
   EXPECT_EQ(counts.got, packets.size());
+}
+
+TEST_F(ReassemblyTest, PagesWaitForTheRestOfTheirBurst) {
+  auto reassembly = receiver();
+  const Packets packets = burst({0, 16}, 1);
+  for (size_t i = 0; i + 1 < packets.size(); ++i) reassembly.add(packets[i]);
+  EXPECT_EQ(take(reassembly, 0, false), 0u);
+  reassembly.add(packets.back());
+  EXPECT_EQ(take(reassembly, 0, false), 16u);
+  // Another begins: what the one before lacks was lost.
+  const Packets lossy = burst({0, 16}, 2);
+  for (size_t i = 0; i + 1 < lossy.size(); ++i) reassembly.add(lossy[i]);
+  EXPECT_EQ(take(reassembly, 0, false), 0u);
+  reassembly.add(burst({0, 16}, 3)[0]);
+  EXPECT_EQ(take(reassembly, 0, false), 15u);
 }
 
 TEST_F(ReassemblyTest, WhatTheOriginDidNotSignIsNotBelieved) {
