@@ -233,8 +233,13 @@ void HostImpl::restore_vm(const VmPtr& vm, const nlohmann::json& record, const F
       vm->over = restored_[over];
       ground = vm->over->ground();
     }
-    SNOW_ASSIGN(vm->process, QemuProcess::adopt(context_, process_json, vm->config, ground, false));
-    note_process(vm->process);
+    SNOW_ASSIGN(auto process,
+                QemuProcess::adopt(context_, process_json, vm->config, ground, false));
+    note_process(process);
+    {
+      const std::lock_guard lock(mutex_);
+      vm->process = std::move(process);
+    }
     return reach(vm, may_wait ? kFirstAnswerMs : kAnswerMs);
   }();
   const bool silent =
@@ -273,8 +278,15 @@ void HostImpl::take_over(const VmPtr& vm, const std::string& status, bool prepar
   if (auto connected = connect(vm, start); !connected) {
     log_error("VM {}: {}", vm->name, connected.error().message);
   }
+  {
+    const std::lock_guard lock(mutex_);
+    if (unannounced) {
+      vm->agent = false;
+    } else {
+      vm->state = status == "running" ? VmState::running : VmState::paused;
+    }
+  }
   if (unannounced) {
-    vm->agent = false;
     workers_->post([this, vm] {
       const std::lock_guard operation(vm->operation);
       if (vm->ended_already()) return;
@@ -282,8 +294,6 @@ void HostImpl::take_over(const VmPtr& vm, const std::string& status, bool prepar
       if (done) done = announce(vm, vm->had_agent);
       if (!done) end_vm(vm, VmState::crashed, {"lost", 0, done.error().message});
     });
-  } else {
-    vm->state = status == "running" ? VmState::running : VmState::paused;
   }
   log_info("VM {}: {}, taken over", vm->name, state_name(vm->state));
   save(*vm);
@@ -304,7 +314,10 @@ bool HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
     record["over"] = fork.at("over");
     restore_vm(vm, record, found, had_agent);
     if (vm->ended_already()) return true;
-    vm->state = VmState::running;
+    {
+      const std::lock_guard lock(mutex_);
+      vm->state = VmState::running;
+    }
     save(*vm);
     context_.events.add("undone", vm->id, {{"name", vm->name}});
     workers_->post([this, vm, had_agent] {
@@ -333,9 +346,12 @@ bool HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
     auto process =
         QemuProcess::adopt(context_, record["process"], vm->config, frozen->ground(), true);
     if (process) {
-      vm->process = *process;
-      vm->over = frozen;
       note_process(*process);
+      {
+        const std::lock_guard lock(mutex_);
+        vm->process = *process;
+        vm->over = frozen;
+      }
       attach(vm);
       const auto connected = connect(vm, GuestLink::Start::thaw);
       runs = connected && (*process)->go_on();  // it may have been loaded and not continued
@@ -343,7 +359,10 @@ bool HostImpl::finish_fork_under_way(const VmPtr& vm, const nlohmann::json& fork
   }
   vm->room = context_.admission->admit(vm->config.memory_bytes, vm->config.cpus);
   claim_network(*vm);
-  vm->state = VmState::running;
+  {
+    const std::lock_guard lock(mutex_);
+    vm->state = VmState::running;
+  }
   // lazyfs answers already, so it can be thawed here; guests are spoken to on the workers' time.
   if (!runs) {
     if (auto restored = restore_parent(vm, frozen); !restored) {
