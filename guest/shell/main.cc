@@ -64,6 +64,9 @@ int over_clones(unsigned n, unsigned flags, const Work& work, std::vector<Output
   const int granted = snow_request_ticket(n, flags, &raw);
   if (granted < 0) return complain("no ticket", granted);
   const std::unique_ptr<snow_ticket, TicketFree> ticket(raw);
+  if (static_cast<unsigned>(granted) < n) {
+    fprintf(stderr, "%s: %d clones, not %u: there is no room for more\n", program, granted, n);
+  }
   const unsigned total = snow_ticket_processes(ticket.get());
   const int id = snow_clone(ticket.get());
   if (id < 0) return complain("no clones", id);
