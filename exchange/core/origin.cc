@@ -327,16 +327,6 @@ void Origin::add_load(HostNumber host, uint32_t pages) {
   for (uint32_t& load : load_) load_total_ += load /= 2;
 }
 
-void Origin::push(Run run, Lane lane) {
-  if (!options_.multicast.on) return;
-  for (uint32_t at = run.first; at < run.end(); at += kMaxRunPages) {
-    const Run piece{at, std::min(kMaxRunPages, run.end() - at)};
-    multicast_.queue(piece, lane);
-    note_left(piece);
-    counters_.pages_multicast += piece.count;
-  }
-}
-
 std::vector<Run> Origin::working_set(uint32_t gap) const {
   std::vector<Run> runs;
   for (uint32_t block = 0; block < working_set_.blocks(); ++block) {

@@ -100,8 +100,6 @@ class Origin {
   //   multicast().subscribe(host, now), .unsubscribe(host), .report(...), .next(now), .tick(now)
   [[nodiscard]] Multicast& multicast() { return multicast_; }
   [[nodiscard]] const Multicast& multicast() const { return multicast_; }
-  // To be multicast without anybody asking, at the lane's priority (a hot set).
-  void push(Run run, Lane lane);
 
   // The pages that the first host demanded so far, ascending, joined; neighbours that are at most
   // `gap` pages apart are one run. Runs may be longer than kMaxRunPages.
