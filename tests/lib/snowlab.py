@@ -17,12 +17,11 @@ import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from snowtest import BUILD, ROOT, START_S, CommandFailed, Daemon, expect, raise_exit, wait_for  # noqa: E402
+from snowtest import BUILD, ROOT, START_S, Daemon, expect, raise_exit, wait_for  # noqa: E402
 
 sys.path.insert(0, str(ROOT))
 from lab import machines  # noqa: E402
 
-EXIT_NOT_FOUND = 3
 UIDS_PER_HOST = 1000  # all hosts share this machine's users; a daemon has at most 512 VMs here
 
 
@@ -64,13 +63,6 @@ class HostDaemon(Daemon):
     def _own_vms(self):
         """In a cluster every daemon lists the VMs of all."""
         return [vm for vm in self.vms("--all") if vm.get("host") in (None, self.host.name)]
-
-    def _remove_vms(self):
-        """What is gone before its turn is no failure: another host's join removes it as well."""
-        for vm in self._own_vms():
-            result = self.snow_result("rm", "--force", vm["id"])
-            if result.returncode not in (0, EXIT_NOT_FOUND):
-                raise CommandFailed(["snow", "rm", "--force", vm["id"]], result)
 
     def _popen(self, command, **options):
         return self.host.popen(command, **options)

@@ -296,10 +296,11 @@ class Daemon:
     # ---- the end
 
     def _remove_vms(self):
+        """What is gone before its turn is no failure: it may end by itself, or by a host's join."""
         for vm in self._own_vms():
             result = self.snow_result("rm", "--force", vm["id"])
-            if result.returncode not in (0, EXIT_NOT_FOUND):  # it may be going by itself
-                raise CommandFailed(["snow", "rm", vm["id"]], result)
+            if result.returncode not in (0, EXIT_NOT_FOUND):
+                raise CommandFailed(["snow", "rm", "--force", vm["id"]], result)
 
     def _end_in_order(self):
         """Removes all VMs, ends the daemon; what is left then, as lines."""
