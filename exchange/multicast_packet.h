@@ -31,7 +31,11 @@ inline constexpr size_t kMaxPacketBytes = 1472;  // one Ethernet frame
 inline constexpr size_t kFragmentHeadBytes = 8;
 inline constexpr size_t kFragmentBytes =
     kMaxPacketBytes - kPacketHeadBytes - kPacketTagBytes - kFragmentHeadBytes;
-inline constexpr size_t kFragmentsPerPage = (kPageBytes + kFragmentBytes - 1) / kFragmentBytes;
+// Of a page's body of so many bytes.
+constexpr size_t fragments_of(size_t body_bytes) {
+  return (body_bytes + kFragmentBytes - 1) / kFragmentBytes;
+}
+inline constexpr size_t kFragmentsPerPage = fragments_of(kPageBytes);
 
 using GroupKey = std::array<std::byte, 16>;
 
@@ -101,9 +105,6 @@ struct Fragment {
   uint8_t part = 0;   // of the page's body
   wire::Bytes bytes;  // kFragmentBytes; of the last part what is left
 };
-inline size_t fragments_of(const Announcement& announcement, uint32_t page) {
-  return (announcement.sizes[page] + kFragmentBytes - 1) / kFragmentBytes;
-}
 // `bodies`: as pack_burst() leaves them.
 Fragment fragment_of(const Announcement& announcement, uint16_t page, uint8_t part,
                      wire::Bytes bodies);

@@ -145,7 +145,7 @@ void MulticastSender::send_burst(OfferState& offer, Run run) {
   paced_ = std::max(paced_, monotonic_ns());
   for (uint16_t page = 0; page < run.count; ++page) {
     if (page == run.count / 2 && run.count >= kAnnounceTwice) add_packet(sealer, announced_);
-    for (uint8_t part = 0; part < fragments_of(*announcement, page); ++part) {
+    for (uint8_t part = 0; part < fragments_of(announcement->sizes[page]); ++part) {
       encode(fragment_of(*announcement, page, part, pages_), content_);
       if (batched_ == kBatch) flush(offer);
       add_packet(sealer, content_);

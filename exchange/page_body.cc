@@ -77,10 +77,11 @@ const wire::PageHash& zero_page_hash() {
 }
 
 wire::Bytes Packer::pack(wire::Bytes raw, wire::Buffer& scratch) {
+  if (raw.empty()) return raw;
   const bool small = raw.size() < kSampled;
   if (small) skip_ = std::min(skip_, kMaxBackoffSmall);
-  if (raw.empty() || skip_ > 0) {
-    skip_ -= skip_ > 0 ? 1 : 0;
+  if (skip_ > 0) {
+    --skip_;
     return raw;
   }
   if (scratch.size() < raw.size()) scratch.resize(raw.size());

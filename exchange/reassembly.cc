@@ -76,8 +76,9 @@ void Reassembly::check(Burst& burst, uint32_t page) {
     burst.zeros |= bit;
     return;
   }
-  for (size_t at = 0; at < std::max<size_t>(burst.sizes[page], 1); at += kFragmentBytes) {
-    if (!burst.fragments.test(page * kFragmentsPerPage + at / kFragmentBytes)) return;
+  const size_t parts = std::max<size_t>(fragments_of(burst.sizes[page]), 1);
+  for (size_t part = 0; part < parts; ++part) {
+    if (!burst.fragments.test(page * kFragmentsPerPage + part)) return;
   }
   if (!unpack(burst, page)) {
     // Some holder of the key made some of them up: begun anew, for the true ones may yet come.

@@ -47,7 +47,7 @@ class ReassemblyTest : public testing::Test {
     encode(announcement, content);
     add();
     for (uint16_t page = 0; page < run.count; ++page) {
-      for (uint8_t part = 0; part < fragments_of(announcement, page); ++part) {
+      for (uint8_t part = 0; part < fragments_of(announcement.sizes[page]); ++part) {
         encode(fragment_of(announcement, page, part, bodies), content);
         add();
       }
