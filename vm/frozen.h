@@ -70,6 +70,10 @@ class Frozen {
   };
   Result<void> note_offered(Offered offered);
   [[nodiscard]] const Offered& offered() const { return offered_; }
+  // The file behind an id that it is offered under.
+  [[nodiscard]] const std::shared_ptr<LazyFile>& offered_as(const std::string& image) const {
+    return image == offered_.memory ? ground_.memory : ground_.disk;
+  }
 
   // A snapshot's folder as a frozen machine.
   static Result<std::shared_ptr<Frozen>> open_snapshot(Context& context, const std::string& name);

@@ -370,18 +370,23 @@ Result<void> HostImpl::reconcile() {
 
 Kept HostImpl::what_is_kept() {
   Kept kept;
-  if (const auto images = context_.images->list()) {
-    for (const StoredImage& image : *images) kept["image"][image.name] = {{"bytes", image.bytes}};
+  if (images_changed_.exchange(false)) {
+    if (const auto images = context_.images->list()) {
+      kept_images_.clear();
+      for (const StoredImage& image : *images) kept_images_[image.name] = {{"bytes", image.bytes}};
+    } else {
+      images_changed_ = true;
+    }
   }
+  kept["image"] = kept_images_;
   const std::string self = context_.cluster()->self();
   const std::lock_guard lock(mutex_);
   for (const auto& [key, frozen] : holders_) {
     const size_t dot = key.find('.');
     const std::string image = key.substr(0, dot);
-    const bool memory = image == frozen->offered().memory;
-    const auto& file = memory ? frozen->ground().memory : frozen->ground().disk;
+    const auto& file = frozen->offered_as(image);
     auto& entry = kept["frozen"][image];
-    entry["of"] = memory ? "memory" : "disk";
+    entry["of"] = file == frozen->ground().memory ? "memory" : "disk";
     entry["bytes"] = file->size();
     entry["holders"].push_back(key.substr(dot + 1));
   }

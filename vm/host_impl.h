@@ -405,8 +405,10 @@ class HostImpl : public Host {
   // Pages that came unasked go into lazyfs under a shared lock, while this is true.
   std::shared_mutex feed_mutex_;
   bool feeding_ = true;
-  int64_t reconcile_at_ns_ = 0;   // the ticker's
-  int64_t save_again_at_ns_ = 0;  // the ticker's
+  int64_t reconcile_at_ns_ = 0;              // the ticker's
+  std::atomic<bool> images_changed_ = true;  // since what_is_kept() listed them
+  Kept::mapped_type kept_images_;            // its own
+  int64_t save_again_at_ns_ = 0;             // the ticker's
   std::set<std::string> unsaved_vms_, unsaved_tickets_;
   std::atomic<bool> reconciling_ = false;
   // Only during start(): what the record said.

@@ -15,6 +15,7 @@ namespace snow {
 
 Result<nlohmann::json> HostImpl::import_image(const ImportRequest& request) {
   SNOW_ASSIGN(const StoredImage image, context_.images->import(request));
+  images_changed_ = true;
   context_.events.add("imported", "", {{"image", image.name}});
   return to_json(image);
 }
@@ -40,8 +41,7 @@ Result<void> HostImpl::not_fetched_by_others(const std::string& folder,
   std::set<std::string> hosts;
   for (const auto& [key, frozen] : holders_) {
     const size_t dot = key.find('.');
-    const bool memory = key.compare(0, dot, frozen->offered().memory) == 0;
-    const auto& file = memory ? frozen->ground().memory : frozen->ground().disk;
+    const auto& file = frozen->offered_as(key.substr(0, dot));
     if (!file || !file->image()) continue;
     const auto layers = file->image()->layers();
     if (std::any_of(layers.begin(), layers.end(),
@@ -77,6 +77,7 @@ Result<void> HostImpl::remove_image(const std::string& name) {
     image_disks_.erase(name);
   }
   SNOW_TRY(context_.images->remove(name));
+  images_changed_ = true;
   return context_.store->remove("image_disk", name);
 }
 
